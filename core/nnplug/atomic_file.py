@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import json
 import os
 import re
 import shutil
@@ -19,7 +18,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from nnplug.errors import NnplugError
 
@@ -35,7 +34,7 @@ _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
 _counter = itertools.count()
 
 
-def replace_file(path: Path, write: Callable[[IO[bytes]], None], *, keep_previous: Path | None = None) -> None:
+def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, keep_previous: Path | None = None) -> None:
     """Replace ``path`` by what ``write`` writes, or leave it as it is.
 
     Args:
@@ -60,13 +59,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], None], *, keep_previou
         raise write_error(path, error) from error
 
 
-def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:
-    """Atomically write ``content`` as JSON like nnU-Net (indent 4). Raises NnplugError like ``replace_file``."""
-    text = json.dumps(content, indent=4, sort_keys=sort_keys)
-    replace_file(path, lambda file: _write_text(file, text))
-
-
-def create_json(path: Path, content: Any) -> bool:
+def create_file(path: Path, content: bytes) -> bool:
     """Write ``path`` only if it does not exist; of several processes that try at once exactly one gets True.
 
     The file appears whole: a complete temporary file is linked to the name, which fails when the name is taken.
@@ -74,7 +67,7 @@ def create_json(path: Path, content: Any) -> bool:
     try:
         remove_stale(path.parent)
         with _temporary_file(path) as file:
-            _write_text(file, json.dumps(content, indent=4))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
             created = _link(Path(file.name), path)
@@ -114,10 +107,6 @@ def _free_space(folder: Path) -> str:
         return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB"
     except OSError:
         return "unknown space"
-
-
-def _write_text(file: IO[bytes], text: str) -> None:
-    file.write((text + "\n").encode())
 
 
 @contextlib.contextmanager

@@ -1,0 +1,174 @@
+"""A fold folder belongs to one split and data set, is trained by one process at a time, and is never deleted."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from nnplug.atomic_file import write_error
+from nnplug.errors import NnplugError
+from nnplug.json_files import as_plain_json, read_json, write_json
+
+FOLD_RECORD_NAME = "nnplug_fold.json"
+RESULT_NAME = "nnplug_result.json"
+
+_ORPHANS_MAY_TAKE_S = 30.0
+
+
+@dataclass(frozen=True)
+class FoldRecord:
+    """What one fold is trained on: case identifiers, and a hash of the data set fingerprint."""
+
+    train: list[str]
+    val: list[str]
+    fingerprint_hash: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"train": sorted(self.train), "val": sorted(self.val), "fingerprint_hash": self.fingerprint_hash}
+
+
+def check_fold(fold_folder: Path, record: FoldRecord) -> None:
+    """Check that ``fold_folder`` was trained with this split and data.
+
+    A fold without a record (stock nnU-Net's) or without a checkpoint is accepted.
+
+    Raises:
+        NnplugError: with the cases that moved, or that the data changed.
+    """
+    fold_folder = Path(fold_folder)
+    old = read_json(fold_folder / FOLD_RECORD_NAME)
+    if old is None or not has_checkpoints(fold_folder):
+        return
+    found = []
+    for part, now in (("training", set(record.train)), ("validation", set(record.val))):
+        before = set(old.get("train" if part == "training" else "val", ()))
+        found += [f"{_cases(before - now)} left {part}"] if before - now else []
+        found += [f"{_cases(now - before)} joined {part}"] if now - before else []
+    if old.get("fingerprint_hash") != record.fingerprint_hash:
+        found.append("the data set's fingerprint is another one")
+    if found:
+        raise NnplugError(
+            f"{fold_folder} was trained on other data: {'; '.join(found)}. "
+            "Restore the splits file and the preprocessed data, or start anew with --restart."
+        )
+
+
+def claim_fold(fold_folder: Path, record: FoldRecord) -> None:
+    """``check_fold``, then keep ``record`` in ``nnplug_fold.json``."""
+    make_folder(Path(fold_folder))
+    check_fold(fold_folder, record)
+    write_json(Path(fold_folder) / FOLD_RECORD_NAME, record.as_json())
+
+
+def write_result(fold_folder: Path, result: Mapping[str, Any]) -> Path:
+    """Write ``nnplug_result.json``; returns its path. NaN becomes null, so that every JSON reader takes it."""
+    path = Path(fold_folder) / RESULT_NAME
+    write_json(path, as_plain_json(result, nan_as_null=True))
+    return path
+
+
+def read_result(fold_folder: Path) -> dict[str, Any] | None:
+    """The result of a finished fold, None if there is none."""
+    return read_json(Path(fold_folder) / RESULT_NAME)
+
+
+@contextmanager
+def fold_lock(fold_folder: Path) -> Iterator[None]:
+    """Hold the right to train ``fold_folder``; the lock lies beside it and ends with the process, however it ends.
+
+    Raises:
+        NnplugError: another process trains it; its host and process number are named.
+    """
+    fold_folder = Path(fold_folder)
+    make_folder(fold_folder.parent)
+    owner_file = fold_folder.parent / f".nnplug_{fold_folder.name}.owner.json"
+    lock = FileLock(fold_folder.parent / f".nnplug_{fold_folder.name}.lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except OSError as error:
+        if not isinstance(error, Timeout):
+            raise write_error(Path(lock.lock_file), error) from error
+        _wait_for_orphans(lock, fold_folder, read_json(owner_file) or {})
+    try:
+        write_json(owner_file, {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()})
+        yield
+    finally:
+        owner_file.unlink(missing_ok=True)
+        lock.release()
+
+
+def set_aside(fold_folder: Path) -> Path | None:
+    """Move an old fold folder to ``replaced_<fold>_<timestamp>`` beside it, for ``--restart``; nothing is deleted.
+
+    The new name does not start with ``fold_``, which nnU-Net would take for a fold.
+
+    Returns:
+        The new folder, None if there was nothing to move.
+    """
+    fold_folder = Path(fold_folder)
+    if not fold_folder.exists():
+        return None
+    stem = f"replaced_{fold_folder.name}_{datetime.now():%Y%m%d_%H%M%S}"
+    target = fold_folder.with_name(stem)
+    number = 2
+    while target.exists():
+        target = fold_folder.with_name(f"{stem}_{number}")
+        number += 1
+    try:
+        fold_folder.rename(target)
+    except OSError as error:
+        raise NnplugError(f"Could not move {fold_folder} to {target}: {error.strerror}.") from error
+    return target
+
+
+def make_folder(folder: Path) -> None:
+    """Create ``folder``. Raises NnplugError if the place is not writable."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NnplugError(f"Could not create {folder}: {error.strerror}. Check the results folder.") from error
+
+
+def has_checkpoints(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in ("checkpoint_*.pth", "fold_*/checkpoint_*.pth"))
+
+
+def _cases(cases: set[str]) -> str:
+    names = sorted(cases)
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more cases"
+
+
+def _wait_for_orphans(lock: FileLock, fold_folder: Path, owner: Mapping[str, Any]) -> None:
+    """Refuse, unless the owner is dead: then only data workers that it left hold the lock, and they end soon."""
+    if owner.get("host") == socket.gethostname() and not _is_alive(owner.get("pid")):
+        try:
+            lock.acquire(timeout=_ORPHANS_MAY_TAKE_S)
+        except Timeout:
+            pass
+        else:
+            return
+    who = f"process {owner['pid']} on {owner['host']} (since {owner['since']})" if owner else "another process"
+    raise NnplugError(f"{fold_folder} is being trained by {who}. Wait until it ends, or stop it.")
+
+
+def _is_alive(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, TypeError, ValueError):
+        return True
+    return True
+
+
+def _now() -> str:
+    return datetime.now().isoformat(sep=" ", timespec="seconds")
