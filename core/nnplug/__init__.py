@@ -1,0 +1,66 @@
+"""nnplug: plug-in trainers for nnU-Net v2. Importing it imports neither torch nor nnunetv2."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from nnplug.config import Component, TrainerConfig
+from nnplug.errors import NnplugError
+from nnplug.hookspecs import EpochMetrics, TrainingRun, hookimpl
+from nnplug.loss_contract import LossContext, loss_traits
+
+if TYPE_CHECKING:
+    from nnplug.compose import ResolvedConfig
+    from nnplug.prediction import predict
+    from nnplug.training import train
+
+API_VERSION = 1
+
+__all__ = [
+    "API_VERSION",
+    "Component",
+    "EpochMetrics",
+    "LossContext",
+    "NnplugError",
+    "ResolvedConfig",
+    "TrainerConfig",
+    "TrainingRun",
+    "__version__",
+    "hookimpl",
+    "list_trainers",
+    "loss_traits",
+    "predict",
+    "resolve",
+    "train",
+]
+
+_LAZY = {
+    "ResolvedConfig": "nnplug.compose",
+    "predict": "nnplug.prediction",
+    "train": "nnplug.training",
+}
+
+
+def resolve(trainer: str | TrainerConfig, *, trust_code: bool = False) -> ResolvedConfig:
+    """Decide everything about a trainer: see `nnplug.registry.Registry.resolve`."""
+    from nnplug.registry import get_registry
+
+    return get_registry().resolve(trainer, trust_code=trust_code)
+
+
+def list_trainers(pattern: str | None = None) -> list[str]:
+    """Names of the registered trainers in natural order; `pattern` is a glob or a part of the name."""
+    from nnplug.registry import get_registry
+
+    return get_registry().list_names(pattern)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("nnplug")
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'nnplug' has no attribute '{name}'")
