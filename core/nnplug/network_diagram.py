@@ -1,0 +1,109 @@
+"""The diagram of a network, ``network_architecture.pdf``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from shutil import which
+from typing import TYPE_CHECKING, Any
+
+from nnplug.network_replica import replica_of, unwrapped
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MAX_BOXES = 48
+MAX_DEPTH = 12
+SECONDS_FOR_TRACING = 1.0
+SECONDS_FOR_LAYOUT = 20.0
+MISSING_PACKAGES = "the packages that draw it are missing. Install them with: pip install 'nnplug[diagram]'"
+MISSING_DOT = (
+    "Graphviz's program dot is missing. Install it with: apt-get install graphviz (Debian, Ubuntu), "
+    "brew install graphviz (macOS) or conda install graphviz"
+)
+
+
+def save_diagram(
+    network: nn.Module, input_shape: tuple[int, ...], path: Path, *, log: Callable[[str], Any] | None = None
+) -> Path | None:
+    """Draw the network's modules and the tensors between them as a PDF, as deep as stays readable. Never raises.
+
+    Call it in the main thread while nothing trains: to follow the network, torchview wraps torch's functions for a
+    moment.
+
+    Args:
+        network: neither computed nor changed; wrappers of DDP and torch.compile are looked through.
+        input_shape: (B, C, *patch).
+        path: the PDF, replaced in one step.
+        log: is given one line where there is no diagram: why, and what to install.
+
+    Returns:
+        ``path``, or None without a diagram.
+    """
+    try:
+        return _save_diagram(network, input_shape, path)
+    except Exception as error:
+        # torchview wraps what the network raised in an error of its own that says nothing.
+        cause = error.__cause__ or error
+        reason = str(cause) if isinstance(cause, _NoDiagram) else f"{type(cause).__name__}: {cause}"
+        if log is not None:
+            log(f"No {path.name}: {' '.join(reason.split())}")
+        return None
+
+
+class _NoDiagram(Exception):
+    """There is none, and why, for the log."""
+
+
+def _save_diagram(network: nn.Module, input_shape: tuple[int, ...], path: Path) -> Path:
+    try:
+        import torchview
+    except ImportError:
+        raise _NoDiagram(MISSING_PACKAGES) from None
+    if (dot := which("dot")) is None:
+        raise _NoDiagram(MISSING_DOT)
+    source = _diagram_source(torchview.draw_graph, replica_of(unwrapped(network), "meta"), input_shape)
+    try:
+        done = subprocess.run(
+            [dot, "-Tpdf"], input=source.encode(), capture_output=True, timeout=SECONDS_FOR_LAYOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise _NoDiagram(f"dot needed more than {SECONDS_FOR_LAYOUT:.0f} s") from None
+    if done.returncode != 0 or not done.stdout.startswith(b"%PDF"):
+        raise _NoDiagram(f"dot failed: {done.stderr.decode(errors='replace')}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(done.stdout)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _diagram_source(draw_graph: Any, network: nn.Module, input_shape: tuple[int, ...]) -> str:
+    """The diagram in the language of dot, at the greatest depth that has few enough boxes."""
+    began = time.monotonic()
+    best: str | None = None
+    for depth in range(1, MAX_DEPTH + 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = draw_graph(
+                network,
+                input_size=input_shape,
+                device="meta",
+                depth=depth,
+                expand_nested=True,
+                mode="train" if network.training else "eval",
+            )
+        source = graph.visual_graph.source
+        too_many = source.count("<TABLE") > MAX_BOXES
+        if best is None or not too_many:
+            unchanged, best = source == best, source
+        if too_many or unchanged or time.monotonic() - began > SECONDS_FOR_TRACING:
+            break
+    assert best is not None
+    return best

@@ -1,0 +1,47 @@
+"""A copy of a network that can be followed without computing, and without touching the network itself."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside the wrappers of DDP and torch.compile, in any order."""
+    while (attribute := WRAPPERS.get(type(network).__name__)) is not None:
+        network = getattr(network, attribute)
+    return network
+
+
+def replica_of(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """A copy on the device, without hooks. On ``meta`` it takes no memory: the tensors are replaced before copying."""
+    import torch
+
+    memo: dict[int, Any] = {}
+    if torch.device(device).type == "meta":
+        for module in network.modules():
+            for owner in (module._parameters, module._buffers, vars(module)):
+                for tensor in owner.values():
+                    if isinstance(tensor, torch.Tensor):
+                        memo[id(tensor)] = _on_meta(tensor)
+    replica = copy.deepcopy(network, memo).to(device)
+    for module in replica.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return replica
+
+
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
