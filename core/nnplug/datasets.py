@@ -1,0 +1,110 @@
+"""nnU-Net's folders: the environment variables, data sets by id or name, plans, splits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from nnplug.errors import NnplugError
+
+PURPOSES = {
+    "nnUNet_raw": "raw data sets",
+    "nnUNet_preprocessed": "preprocessed data",
+    "nnUNet_results": "trained models",
+}
+
+DatasetId = int | str
+
+
+def environment_folder(variable: str) -> Path:
+    """The folder that one of nnU-Net's variables names.
+
+    Raises:
+        NnplugError: the variable is not set, or what it names is not a folder.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        raise NnplugError(
+            f"{variable} is not set: it names the folder of {PURPOSES[variable]}. export {variable}=FOLDER"
+        )
+    folder = Path(value)
+    if variable == "nnUNet_results":
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NnplugError(f"nnUNet_results={value} can not be created ({error.strerror}).") from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise NnplugError(f"nnUNet_results={value} is not writable. Mend its permissions or choose another folder.")
+    if not folder.is_dir():
+        raise NnplugError(f"{variable}={value} is not a folder.")
+    return folder
+
+
+def find_dataset(dataset: DatasetId, variable: str = "nnUNet_preprocessed") -> str:
+    """The name ``DatasetXXX_Name`` of a data set given by id or name.
+
+    Args:
+        dataset: id (``4``, ``"4"``, ``"004"``) or full name.
+        variable: which of nnU-Net's folders it must be in.
+
+    Raises:
+        NnplugError: there is none, or more than one with that id.
+    """
+    folder = environment_folder(variable)
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and re.match(r"Dataset\d{3,}_", p.name))
+    text = str(dataset)
+    if text.isdigit():
+        found = [name for name in names if int(name.removeprefix("Dataset").split("_")[0]) == int(text)]
+    else:
+        found = [name for name in names if name == text]
+    if len(found) > 1:
+        raise NnplugError(f"Data set id {text} is taken twice in {folder}: {', '.join(found)}. Give the full name.")
+    if not found:
+        have = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "no data set"
+        hint = " Preprocess it first: nnUNetv2_plan_and_preprocess -d ID" if variable == "nnUNet_preprocessed" else ""
+        raise NnplugError(f"No data set '{text}' in {variable}={folder}; it has {have}.{hint}")
+    return found[0]
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        NnplugError: it is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NnplugError(f"{what} {path} is missing.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise NnplugError(f"{what} {path} is no valid JSON ({error}).") from None
+
+
+def read_plans(folder: Path, plans_name: str) -> dict[str, Any]:
+    """The plans ``plans_name`` of a preprocessed data set.
+
+    Raises:
+        NnplugError: there are none of that name; those that are there are named.
+    """
+    path = folder / f"{plans_name}.json"
+    if not path.is_file():
+        others = sorted(p.stem for p in folder.glob("*.json") if _holds_plans(p))
+        have = f"it has {', '.join(others)}" if others else "it has none; run nnUNetv2_plan_and_preprocess"
+        raise NnplugError(f"No plans '{plans_name}' in {folder}; {have}. Choose with -p.")
+    return read_json(path, "The plans file")
+
+
+def _holds_plans(path: Path) -> bool:
+    try:
+        return "configurations" in json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+
+
+def read_splits(folder: Path) -> list[dict[str, list[str]]] | None:
+    """The cross-validation splits of a preprocessed data set, or None where nnU-Net has not made them yet."""
+    path = folder / "splits_final.json"
+    return read_json(path, "The splits file") if path.exists() else None

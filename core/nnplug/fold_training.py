@@ -1,0 +1,263 @@
+"""Training of one fold: in this process, or in one process a device (DDP)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from nnplug import fold_folder, interrupts
+from nnplug.checkpoint import find_resumable, load
+from nnplug.errors import NnplugError
+from nnplug.hookspecs import call_lifecycle
+from nnplug.interrupts import TrainingInterrupted
+from nnplug.registry import get_registry
+from nnplug.resolved import ResolvedConfig
+from nnplug.results import fold_result
+from nnplug.resumable import BEST, FINAL, LATEST, PREVIOUS
+from nnplug.trainer import build_trainer_class
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldJob:
+    """Everything one fold needs. Plain values, so that it can be sent to the processes of DDP.
+
+    Attributes:
+        trainer: ``-tr`` text, or a :class:`TrainerConfig` (one process only where it holds what can not be pickled).
+        plans: the plans as read from JSON.
+        fold: its number, or ``"all"`` for one model on every case.
+        model_folder: ``DatasetXXX_Name/trainer__plans__configuration``.
+        mode: ``"new"``, ``"continue"``, ``"restart"`` or ``"validate"``.
+        num_processes: processes of DDP; 1 trains in this process.
+    """
+
+    trainer: Any
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    configuration: str
+    fold: int | str
+    model_folder: Path
+    device: str
+    mode: str = "new"
+    num_processes: int = 1
+    save_probabilities: bool = False
+    validate_best: bool = False
+    disable_checkpointing: bool = False
+    pretrained_weights: Path | None = None
+    previous_stage_folder: Path | None = None
+    trust_code: bool = False
+    trust_checkpoint: bool = False
+
+    @property
+    def fold_folder(self) -> Path:
+        return self.model_folder / f"fold_{self.fold}"
+
+
+def train_fold(job: FoldJob) -> dict[str, Any]:
+    """Train and validate one fold.
+
+    Returns:
+        Its result, see :func:`nnplug.results.fold_result`; it is also written beside the model.
+
+    Raises:
+        NnplugError: a user's mistake.
+        TrainingInterrupted: a signal stopped it; it can be continued.
+    """
+    _check_existing(job)
+    with fold_folder.fold_lock(job.fold_folder):
+        if job.mode == "restart" and _checkpoints(job.fold_folder):
+            kept = fold_folder.set_aside(job.fold_folder)
+            print(f"nnplug: the earlier training was set aside in {kept}")
+        if job.num_processes == 1:
+            _run(job)
+        else:
+            _run_processes(job)
+        result = fold_folder.read_result(job.fold_folder)
+    assert result is not None, "written at the end of _run"
+    return result
+
+
+def _checkpoints(fold_folder: Path) -> list[str]:
+    return [name for name in (FINAL, LATEST, PREVIOUS, BEST) if (fold_folder / name).exists()]
+
+
+def _check_existing(job: FoldJob) -> None:
+    found = _checkpoints(job.fold_folder)
+    if job.mode == "new" and found:
+        raise NnplugError(
+            f"{job.fold_folder} holds a training already ({found[0]}). Continue it with --c, or start anew with "
+            "--restart (which sets the old one aside)."
+        )
+    if job.mode == "validate":
+        wanted = BEST if job.validate_best else FINAL
+        if wanted not in found:
+            raise NnplugError(f"{job.fold_folder} has no {wanted}: --val needs a finished training.")
+
+
+def _run(job: FoldJob) -> None:
+    """The phases of a training, in the process that does it."""
+    started = time.time()
+    device = torch.device(job.device)
+    cpus = multiprocessing.cpu_count()
+    torch.set_num_threads(max(1, cpus // job.num_processes) if device.type == "cpu" else 1)
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = False
+        torch.backends.cudnn.benchmark = True
+    trainer = _make_trainer(job, device)
+    finished = _load(trainer, job)
+    if job.mode != "validate" and not finished:
+        trainer.run_training()
+    if job.validate_best and not job.disable_checkpointing:
+        trainer.load_checkpoint(str(job.fold_folder / BEST))
+    with _stoppable(job):
+        trainer.perform_actual_validation(job.save_probabilities)
+    if trainer.local_rank == 0:
+        losses = trainer.logger.get_value("val_losses", step=None)
+        result = fold_result(
+            job.fold_folder,
+            dataset=trainer.plans_manager.dataset_name,
+            trainer=trainer.resolved.name,
+            validation_loss=losses[-1] if losses else None,
+            seconds=time.time() - started,
+        )
+        fold_folder.write_result(job.fold_folder, result)
+        call_lifecycle("train_end", run=trainer.describe_run(), result=result)
+
+
+def _make_trainer(job: FoldJob, device: torch.device) -> Any:
+    resolved = _resolve(job)
+    trainer_class = build_trainer_class(resolved)
+    plans = {**job.plans, "continue_training": job.mode == "continue"}
+    trainer = trainer_class(plans, job.configuration, job.fold, job.dataset_json, device)
+    trainer.disable_checkpointing = trainer.disable_checkpointing or job.disable_checkpointing
+    trainer.trust_checkpoint = job.trust_checkpoint
+    if job.previous_stage_folder is not None:
+        trainer.folder_with_segs_from_previous_stage = str(job.previous_stage_folder)
+    return trainer
+
+
+def _resolve(job: FoldJob) -> ResolvedConfig:
+    return get_registry().resolve(job.trainer, trust_code=job.trust_code)
+
+
+def _load(trainer: Any, job: FoldJob) -> bool:
+    """Load what the job continues from; True where its training is finished already."""
+    if job.mode == "validate":
+        trainer.load_checkpoint(str(job.fold_folder / (BEST if job.validate_best else FINAL)))
+    elif job.mode == "continue":
+        if not _checkpoints(job.fold_folder):
+            print(f"nnplug: {job.fold_folder} has no checkpoint to continue from; starting a new training.")
+            return False
+        path, checkpoint, messages = find_resumable(job.fold_folder, trust_checkpoint=job.trust_checkpoint)
+        for message in messages:
+            print(f"nnplug: {message}")
+        trainer.load_checkpoint(checkpoint)
+        trainer.print_to_log_file(f"Continuing from {path.name} at epoch {trainer.current_epoch}.")
+        return path.name == FINAL and trainer.current_epoch >= trainer.num_epochs
+    elif job.pretrained_weights is not None:
+        trainer.initialize()
+        load_pretrained(trainer.bare_network(), job.pretrained_weights, trust_checkpoint=job.trust_checkpoint)
+    return False
+
+
+def load_pretrained(network: torch.nn.Module, path: Path, *, trust_checkpoint: bool = False) -> None:
+    """Copy the weights of a checkpoint into a network of the same architecture, its segmentation layers left out.
+
+    The layers that nnU-Net leaves out (``.seg_layers.``) may have other classes.
+
+    Raises:
+        NnplugError: a layer is missing in the file or has another shape.
+    """
+    weights = load(path, trust_checkpoint=trust_checkpoint)["network_weights"]
+    own = network.state_dict()
+    wanted = [key for key in own if ".seg_layers." not in key]
+    missing = [key for key in wanted if key not in weights]
+    if missing:
+        raise NnplugError(
+            f"Pretrained weights {path} lack {missing[0]} ({len(missing)} of {len(wanted)} layers missing)."
+        )
+    for key in wanted:
+        if own[key].shape != weights[key].shape:
+            raise NnplugError(
+                f"Pretrained weights {path}: {key} has shape {tuple(weights[key].shape)}, the network needs "
+                f"{tuple(own[key].shape)}. Train with the plans that the weights were trained with."
+            )
+    network.load_state_dict({**own, **{key: weights[key] for key in wanted}})
+
+
+@contextmanager
+def _stoppable(job: FoldJob) -> Iterator[None]:
+    """A signal during the final validation ends it at once: the training is saved, ``--c`` validates again."""
+
+    def stop(number: int, _frame: Any) -> None:
+        name = signal.Signals(number).name
+        raise TrainingInterrupted(f"Interrupted by {name} while validating {job.fold_folder}. Validate again with --c.")
+
+    main = interrupts.in_main_thread()
+    before = {name: signal.signal(getattr(signal, name), stop) for name in interrupts.SIGNALS} if main else {}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def _run_processes(job: FoldJob) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    outcomes = context.SimpleQueue()
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    os.environ["MASTER_PORT"] = str(_free_port())
+    processes = torch.multiprocessing.spawn(_process, args=(job, outcomes), nprocs=job.num_processes, join=False)
+    try:
+        with interrupts.listen() as stop:
+            forwarded = False
+            while not processes.join(timeout=0.5):
+                if stop.name is not None and not forwarded:
+                    forwarded = True
+                    for pid in processes.pids():
+                        os.kill(pid, signal.SIGTERM)
+    except Exception:
+        if outcomes.empty():
+            raise
+    if not outcomes.empty():
+        kind, message = outcomes.get()
+        raise NnplugError(message) if kind == "error" else TrainingInterrupted(message)
+
+
+def _process(rank: int, job: FoldJob, outcomes: Any) -> None:
+    backend = "nccl" if job.device.startswith("cuda") else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the life of the process)
+    dist.init_process_group(backend, rank=rank, world_size=job.num_processes)
+    try:
+        _run(job)
+    except TrainingInterrupted as interrupted:
+        # every process stops at the same step; returning lets all of them finish in peace
+        outcomes.put(("interrupted", str(interrupted)))
+    except NnplugError as error:
+        outcomes.put(("error", str(error)))
+        time.sleep(0.2)
+        raise
+    dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

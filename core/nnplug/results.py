@@ -1,0 +1,78 @@
+"""The result of a trained fold, as JSON: what programs read and what is kept beside the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnplug.datasets import read_json
+
+
+def fold_result(
+    fold_folder: Path, *, dataset: str, trainer: str, validation_loss: float | None, seconds: float
+) -> dict[str, Any]:
+    """The result of a fold, with the metrics from ``validation/summary.json`` as nnU-Net wrote it.
+
+    Returns:
+        ``metrics``: ``dice`` and ``iou`` (foreground mean over the validation cases, 0 to 1), ``validation_loss`` (of
+        the last epoch). ``per_class``: the same for each label or region.
+        ``seconds``: wall time of this call.
+    """
+    model = fold_folder.parent
+    _, plans, configuration = model.name.split("__")
+    path = fold_folder / "validation" / "summary.json"
+    # nnU-Net's benchmark trainers skip the validation
+    nothing: dict[str, Any] = {"foreground_mean": {}, "mean": {}}
+    summary = read_json(path, "The validation's summary") if path.exists() else nothing
+    name = fold_folder.name.removeprefix("fold_")
+    fold = int(name) if name.isdigit() else name
+    return {
+        "status": "completed",
+        "model_path": str(model),
+        "dataset_id": int(dataset.removeprefix("Dataset").split("_")[0]),
+        "dataset": dataset,
+        "configuration": configuration,
+        "fold": fold,
+        "trainer": trainer,
+        "plans": plans,
+        "metrics": {**_metrics(summary["foreground_mean"]), "validation_loss": _number(validation_loss)},
+        "per_class": {label: _metrics(values) for label, values in summary["mean"].items()},
+        "seconds": round(seconds, 1),
+        "predict_command": (
+            f"nnUNetv2_predict -i INPUT -o OUTPUT -d {dataset} -c {configuration} -f {fold} -p {plans} -tr '{trainer}'"
+        ),
+    }
+
+
+def combine(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One result of several folds: the metrics are means over the folds, ``folds`` holds each."""
+    if len(results) == 1:
+        return dict(results[0])
+    metrics = {key: _mean([r["metrics"][key] for r in results]) for key in results[0]["metrics"]}
+    common = {k: v for k, v in results[0].items() if k not in ("fold", "metrics", "per_class", "seconds")}
+    return {
+        **common,
+        "fold": [r["fold"] for r in results],
+        "metrics": metrics,
+        "seconds": round(sum(r["seconds"] for r in results), 1),
+        "predict_command": results[0]["predict_command"].replace(
+            f"-f {results[0]['fold']} ", f"-f {' '.join(str(r['fold']) for r in results)} "
+        ),
+        "folds": list(results),
+    }
+
+
+def _metrics(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {"dice": _number(values.get("Dice")), "iou": _number(values.get("IoU"))}
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no NaN: a class that no validation case has is None."""
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [v for v in values if v is not None]
+    return sum(numbers) / len(numbers) if numbers else None

@@ -1,0 +1,423 @@
+"""What a run writes, shows and remembers: checkpoints, logs, progress, interruption in the middle of an epoch.
+
+nnU-Net's ``run_training`` loop is used as it is. A resumed epoch runs its remaining steps: the loop asks for
+``num_iterations_per_epoch`` after :meth:`ResumableTrainer.on_train_epoch_start`, which lowers it for that epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from time import time
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.helpers import empty_cache
+from torch import distributed as dist
+
+from nnplug import fold_folder, interrupts, model_folder
+from nnplug.checkpoint import Writer, load
+from nnplug.errors import NnplugError
+from nnplug.hookspecs import EpochMetrics, TrainingRun, call_lifecycle
+from nnplug.loaders import WorkerDiedError
+from nnplug.progress import ThrottledPlot, TrainingProgress
+from nnplug.resolved import ResolvedConfig
+
+#: ``checkpoint_latest.pth`` is written at the end of an epoch when this many seconds have passed since the last.
+SECONDS_BETWEEN_CHECKPOINTS = 300
+
+LATEST, PREVIOUS = "checkpoint_latest.pth", "checkpoint_previous.pth"
+BEST, FINAL = "checkpoint_best.pth", "checkpoint_final.pth"
+
+
+def overrides(trainer: type[nnUNetTrainer], method: str) -> bool:
+    """Whether a trainer class has its own version of a method of ``nnUNetTrainer``."""
+    return getattr(trainer, method) is not getattr(nnUNetTrainer, method)
+
+
+def is_verbose() -> bool:
+    """``nnUNet_verbose=1``: every line of nnU-Net's log is printed, not only the progress."""
+    return os.environ.get("nnUNet_verbose", "0").lower() in ("1", "true", "t")
+
+
+class ResumableTrainer(nnUNetTrainer):
+    """The bookkeeping half of a trainer made by :func:`nnplug.trainer.build_trainer_class`."""
+
+    resolved: ClassVar[ResolvedConfig]
+    base_trainer: ClassVar[type[nnUNetTrainer]]
+
+    manifest: model_folder.Manifest
+    trust_checkpoint = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._is_quiet = False
+        super().__init__(*args, **kwargs)
+        self._stop = interrupts.StopRequest()
+        self._writer = Writer()
+        self._progress: TrainingProgress | None = None
+        self._plot = ThrottledPlot(Path(self.output_folder))
+        self._epoch_losses: list[float] = []  # of the steps done in this epoch, those before an interruption included
+        self._epoch_started = 0.0
+        self._seconds_before = 0.0  # spent in this epoch before an interruption
+        self._last_saved = time()
+        self._is_resumed = False
+        self._pending_saved: list[Path] = []
+
+    # --- model folder
+
+    def claim_model_folder(self, plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> None:
+        """Refuse early, before anything is written, a folder that belongs to another config, plans or data set."""
+        plans = {key: value for key, value in plans.items() if key != "continue_training"}
+        self.manifest = model_folder.Manifest(
+            name=self.resolved.name,
+            config=self.resolved.as_dict(),
+            distributions=dict(self.resolved.distributions),
+            plans=plans,
+            dataset_json=dict(dataset_json),
+        )
+        if not nnUNet_results.is_set():
+            raise NnplugError("nnUNet_results is not set: it names the folder that trained models are written to.")
+        folder_name = f"{self.resolved.name}__{plans['plans_name']}__{configuration}"
+        folder = Path(str(nnUNet_results), plans["dataset_name"], folder_name)
+        for warning in model_folder.check_claim(folder, self.manifest):
+            print(f"nnplug: {warning}")
+
+    def _claim(self) -> None:
+        if self.local_rank == 0:
+            model_folder.claim(Path(self.output_folder_base), self.manifest)
+            fold_folder.claim_fold(Path(self.output_folder), self._fold_record())
+            fingerprint = Path(self.preprocessed_dataset_folder_base, "dataset_fingerprint.json")
+            shutil.copyfile(fingerprint, Path(self.output_folder_base, fingerprint.name))
+        if self.is_ddp:
+            dist.barrier()
+
+    def _fold_record(self) -> fold_folder.FoldRecord:
+        train, val = self.do_split()
+        fingerprint = Path(self.preprocessed_dataset_folder_base, "dataset_fingerprint.json")
+        digest = hashlib.sha256(fingerprint.read_bytes()).hexdigest()
+        return fold_folder.FoldRecord(train=[*map(str, train)], val=[*map(str, val)], fingerprint_hash=digest)
+
+    # --- the run
+
+    def run_training(self) -> None:
+        with interrupts.listen() as self._stop:
+            try:
+                super().run_training()
+            except WorkerDiedError:
+                # a signal to the whole job ends the data workers too, and may do so before this process has seen it
+                if self._stop_requested():
+                    self._interrupt()
+                raise
+            finally:
+                self._close()
+
+    def _close(self) -> None:
+        self._is_quiet = False
+        if self._progress is not None:
+            self._progress.close()
+        self._writer.flush()
+
+    def on_train_start(self) -> None:
+        if overrides(self.base_trainer, "on_train_start"):
+            super().on_train_start()
+            self._claim()
+        else:
+            if not self.was_initialized:
+                self.initialize()
+            self._claim()
+            self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+            self.set_deep_supervision_enabled(self.enable_deep_supervision)
+            self.print_plans()
+            empty_cache(self.device)
+            if self.local_rank == 0:
+                self.dataset_class.unpack_dataset(
+                    self.preprocessed_dataset_folder,
+                    overwrite_existing=False,
+                    num_processes=max(1, get_allowed_n_proc_DA() // 2),
+                    verify=True,
+                )
+            if self.is_ddp:
+                dist.barrier()
+            self._save_debug_information()
+        if self.local_rank == 0:
+            self._progress = TrainingProgress(self.num_epochs, self.num_iterations_per_epoch)
+            call_lifecycle("train_start", run=self.describe_run())
+        self._is_quiet = not is_verbose()
+
+    def describe_run(self) -> TrainingRun:
+        """This run, as loggers are told of it."""
+        return TrainingRun(
+            trainer=self.resolved.name,
+            dataset=self.plans_manager.dataset_name,
+            configuration=self.configuration_name,
+            plans=self.plans_manager.plans_name,
+            fold=str(self.fold),
+            output_folder=Path(self.output_folder),
+            num_epochs=self.num_epochs,
+            device=str(self.device),
+            is_resumed=self._is_resumed,
+            config=self.resolved.as_dict(),
+        )
+
+    def on_train_end(self) -> None:
+        self._is_quiet = not is_verbose()
+        super().on_train_end()
+        self._is_quiet = False
+        if self.local_rank == 0:
+            Path(self.output_folder, PREVIOUS).unlink(missing_ok=True)
+            self._plot.finish(self.logger.get_checkpoint())
+
+    def plot_network_architecture(self) -> None:
+        """Parameters, multiply-adds and memory into the log, and ``network_architecture.pdf``.
+
+        Called after the first epoch, so that the first step does not wait for it.
+        """
+        from nnplug.network_diagram import save_diagram
+        from nnplug.network_report import summarise, summary_text
+
+        if self.local_rank == 0:
+            shape = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
+            network = self.bare_network()
+            self.print_to_log_file(summary_text(summarise(network, shape)))
+            save_diagram(network, shape, Path(self.output_folder, "network_architecture.pdf"), log=self.print_to_log_file)
+
+    # --- epochs
+
+    def on_epoch_start(self) -> None:
+        super().on_epoch_start()
+        # a resumed epoch began earlier than now by what it had already taken
+        self.logger.local_logger.my_fantastic_logging["epoch_start_timestamps"][-1] -= self._seconds_before
+        self._epoch_started = time() - self._seconds_before
+        self._seconds_before = 0.0
+        self._waited_before = getattr(self.dataloader_train, "wait_seconds", 0.0)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._steps_per_epoch = self.num_iterations_per_epoch
+        self._steps_before = len(self._epoch_losses)
+        self.num_iterations_per_epoch -= self._steps_before
+        if self._progress is not None:
+            self._progress.start_epoch(self.current_epoch, first_step=self._steps_before)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        output = super().train_step(batch)
+        loss = float(output["loss"])
+        self._epoch_losses.append(loss)
+        if self._progress is not None:
+            self._progress.step(loss)
+        if self._stop_requested():
+            self._interrupt()
+        return output
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        self.num_iterations_per_epoch = self._steps_per_epoch
+        before = [{"loss": np.asarray(loss)} for loss in self._epoch_losses[: self._steps_before]]
+        super().on_train_epoch_end(before + list(train_outputs))
+        if self._progress is not None:
+            self._progress.start_validation(self.num_val_iterations_per_epoch)
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        output = super().validation_step(batch)
+        if self._progress is not None:
+            self._progress.validation_step()
+        if self._stop_requested():
+            self._interrupt()
+        return output
+
+    def on_epoch_end(self) -> None:
+        self._epoch_losses = []
+        if overrides(self.base_trainer, "on_epoch_end"):
+            super().on_epoch_end()
+        else:
+            self._end_epoch()
+            self.current_epoch += 1
+        if self.local_rank == 0:
+            self._report_epoch()
+
+    def _end_epoch(self) -> None:
+        """As nnU-Net, without drawing progress.png and writing to the disk while the training waits."""
+        log, epoch = self.logger, self.current_epoch
+        log.log("epoch_end_timestamps", time(), epoch)
+        for label, key in (("train_loss", "train_losses"), ("val_loss", "val_losses")):
+            self.print_to_log_file(label, np.round(log.get_value(key, step=-1), decimals=4))
+        dice = log.get_value("dice_per_class_or_region", step=-1)
+        self.print_to_log_file("Pseudo dice", [np.round(d, decimals=4) for d in dice])
+        seconds = log.get_value("epoch_end_timestamps", step=-1) - log.get_value("epoch_start_timestamps", step=-1)
+        self.print_to_log_file(f"Epoch time: {np.round(seconds, decimals=2)} s")
+        is_last = epoch == self.num_epochs - 1
+        is_due = (epoch + 1) % self.save_every == 0 or time() - self._last_saved > SECONDS_BETWEEN_CHECKPOINTS
+        if is_due and not is_last:
+            self.save_checkpoint(str(Path(self.output_folder, LATEST)))
+        ema = log.get_value("ema_fg_dice", step=-1)
+        if self._best_ema is None or ema > self._best_ema:
+            self._best_ema = ema
+            self.print_to_log_file(f"Yayy! New best EMA pseudo Dice: {np.round(ema, decimals=4)}")
+            self.save_checkpoint(str(Path(self.output_folder, BEST)))
+
+    def _report_epoch(self) -> None:
+        values = self.logger.get_checkpoint()
+        last = {key: series[-1] for key, series in values.items() if series}
+        seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
+        metrics = EpochMetrics(
+            epoch=self.current_epoch - 1,
+            learning_rate=float(last["lrs"]),
+            train_loss=float(last["train_losses"]),
+            val_loss=float(last["val_losses"]),
+            mean_dice=float(last["mean_fg_dice"]),
+            ema_dice=float(last["ema_fg_dice"]),
+            dice_per_class=tuple(float(d) for d in last["dice_per_class_or_region"]),
+            epoch_seconds=float(seconds),
+            data_seconds=getattr(self.dataloader_train, "wait_seconds", 0.0) - self._waited_before,
+        )
+        if self._progress is not None:
+            self._progress.end_epoch(
+                metrics.train_loss,
+                metrics.val_loss,
+                metrics.mean_dice,
+                metrics.ema_dice,
+                metrics.epoch_seconds,
+                metrics.data_seconds,
+            )
+        self._plot.update(values)
+        self._announce_saved()
+        call_lifecycle("epoch_end", run=self.describe_run(), metrics=metrics)
+        if metrics.epoch == 0:
+            self.plot_network_architecture()
+
+    # --- interruption
+
+    def _stop_requested(self) -> bool:
+        asked = self._stop.name is not None
+        if not self.is_ddp:
+            return asked
+        # every process must stop at the same step, though the signal may have reached only one of them
+        flag = torch.tensor(int(asked), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def _interrupt(self) -> None:
+        step, epoch = len(self._epoch_losses), self.current_epoch
+        if self.is_ddp:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, self._epoch_losses)
+            self._epoch_losses = [float(np.mean(losses)) for losses in zip(*gathered, strict=True)]
+        name = self._stop.name or "another process"
+        where = f"epoch {epoch}, step {step} of {self._steps_per_epoch}"
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            self._write(Path(self.output_folder, LATEST), self._checkpoint(in_epoch=True))
+            self._writer.flush()
+        self._is_quiet = True
+        self.print_to_log_file(f"Interrupted by {name} at {where}.")
+        saved = "no checkpoint (disabled)" if self.disable_checkpointing else LATEST
+        raise interrupts.TrainingInterrupted(
+            f"Interrupted by {name} at {where}; saved {saved} in {self.output_folder}. Continue with --c."
+        )
+
+    # --- checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        path = Path(filename)
+        self._write(path, self._checkpoint())
+        if path.name == LATEST:
+            self._last_saved = time()
+        if path.name == FINAL:
+            self._writer.flush()
+            self._announce_saved()
+
+    def _write(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        self._writer.write(checkpoint, path, path.with_name(PREVIOUS) if path.name == LATEST else None)
+        self._pending_saved.append(path)
+
+    def _announce_saved(self) -> None:
+        """Tell loggers of the checkpoints whose file is there; the writer may still be busy with the newest."""
+        for path in [p for p in self._pending_saved if p.exists()]:
+            self._pending_saved.remove(path)
+            call_lifecycle("checkpoint_saved", run=self.describe_run(), path=path)
+
+    def _checkpoint(self, *, in_epoch: bool = False) -> dict[str, Any]:
+        from nnplug.trainer import stock_trainer_name
+
+        logging = self.logger.get_checkpoint()
+        partial = None
+        if in_epoch:
+            # one value an epoch is nnU-Net's rule: what this epoch has logged so far is logged again when it goes on
+            logging = {key: series[: self.current_epoch] for key, series in logging.items()}
+            partial = {"losses": self._epoch_losses, "seconds": time() - self._epoch_started}
+        architecture = self.configuration_manager.configuration["architecture"]
+        return {
+            "network_weights": self.bare_network().state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
+            "logging": {key: list(series) for key, series in logging.items()},
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch + (0 if in_epoch else 1),
+            "init_args": self.my_init_kwargs,
+            "trainer_name": stock_trainer_name(type(self))[0],
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            "nnplug": {
+                "name": self.resolved.name,
+                "config": self.resolved.as_dict(),
+                "distributions": dict(self.resolved.distributions),
+                "versions": {
+                    "nnplug": version("nnplug"),
+                    "nnunetv2": version("nnunetv2"),
+                    "torch": str(torch.__version__),
+                    "python": platform.python_version(),
+                },
+                "seed": self.resolved.config.seed,
+                "plans_hash": self.manifest.hash,
+                "labels": self.dataset_json["labels"],
+                "step": len(self._epoch_losses) if in_epoch else 0,
+                "partial_epoch": partial,
+                "network_builder": architecture["network_class_name"],
+                "base_trainer": f"{self.base_trainer.__module__}:{self.base_trainer.__qualname__}",
+            },
+        }
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        if overrides(self.base_trainer, "load_checkpoint"):
+            super().load_checkpoint(filename_or_checkpoint)
+            return
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = filename_or_checkpoint
+        if not isinstance(checkpoint, dict):
+            path = Path(checkpoint)
+            checkpoint = load(path, map_location=self.device, trust_checkpoint=self.trust_checkpoint)
+        self.bare_network().load_state_dict(checkpoint["network_weights"])
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        self.current_epoch = checkpoint["current_epoch"]
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self._best_ema = checkpoint["_best_ema"]
+        self.inference_allowed_mirroring_axes = checkpoint.get("inference_allowed_mirroring_axes")
+        partial = checkpoint.get("nnplug", {}).get("partial_epoch") or {}
+        self._epoch_losses = list(partial.get("losses", []))
+        self._seconds_before = partial.get("seconds", 0.0)
+        self._is_resumed = True
+
+    # --- logs
+
+    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """To nnU-Net's dated log and to ``training_log.txt``; to the console while no progress is shown there."""
+        also_print_to_console = also_print_to_console and not self._is_quiet
+        super().print_to_log_file(*args, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
+        if self.local_rank == 0:
+            stamp = f"{np.datetime64('now')}: " if add_timestamp else ""
+            with Path(self.output_folder, "training_log.txt").open("a", encoding="utf-8") as log:
+                log.write(stamp + " ".join(str(a) for a in args) + "\n")

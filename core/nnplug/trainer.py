@@ -1,0 +1,380 @@
+"""From a config to nnU-Net's trainer class: the seams of ``nnUNetTrainer`` filled with what the config sets.
+
+nnU-Net's own ``run_training`` stays. What a run writes, how it stops and goes on is in :mod:`nnplug.resumable`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, ClassVar
+from unittest.mock import patch as replaced
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnplug import losses, network
+from nnplug.component import Component
+from nnplug.errors import NnplugError
+from nnplug.loaders import build_augmenters
+from nnplug.loss_contract import LossContext
+from nnplug.network import call_accepted
+from nnplug.references import load
+from nnplug.resolved import ResolvedConfig
+from nnplug.resumable import ResumableTrainer, overrides
+
+#: Methods of nnU-Net's trainer and the fields they stand for: a base trainer that overrides one counts as setting it.
+SEAMS = {
+    "_build_loss": ("loss_fn",),
+    "get_training_transforms": ("training_transforms",),
+    "configure_optimizers": ("optimizer", "lr_scheduler"),
+    "get_dataloaders": ("sampler",),
+    "build_network_architecture": ("network_builder",),
+}
+
+#: Fields that are attributes of nnU-Net's trainer under the same name.
+ATTRIBUTES = (
+    "initial_lr",
+    "weight_decay",
+    "num_epochs",
+    "num_iterations_per_epoch",
+    "num_val_iterations_per_epoch",
+    "oversample_foreground_percent",
+    "probabilistic_oversampling",
+    "save_every",
+    "enable_deep_supervision",
+)
+
+
+def build_trainer_class(resolved: ResolvedConfig) -> type[nnUNetTrainer]:
+    """The trainer class of a config: a subclass of ``nnUNetTrainer`` whose ``__name__`` is the canonical name.
+
+    Raises:
+        NnplugError: the base trainer can not be imported or is none, or it overrides what the config sets as well.
+    """
+    base = load_base_trainer(resolved)
+    check_seams(resolved, base)
+    attributes: dict[str, Any] = {"resolved": resolved, "base_trainer": base, "__module__": __name__}
+    if resolved.config.training_transforms is not None:
+        attributes["get_training_transforms"] = staticmethod(_transforms(resolved.config.training_transforms))
+    bases = (ConfiguredTrainer, ResumableTrainer) + (() if base is nnUNetTrainer else (base,))
+    return type(resolved.name, bases, attributes)
+
+
+def load_base_trainer(resolved: ResolvedConfig) -> type[nnUNetTrainer]:
+    """The class in ``base_trainer``, or ``nnUNetTrainer``."""
+    component = resolved.config.base_trainer
+    if component is None:
+        return nnUNetTrainer
+    base = load(component.target, trusted=True)
+    if not (isinstance(base, type) and issubclass(base, nnUNetTrainer)):
+        raise NnplugError(f"base_trainer {component.target} of '{resolved.name}' is not a subclass of nnUNetTrainer.")
+    return base
+
+
+def check_seams(resolved: ResolvedConfig, base: type[nnUNetTrainer]) -> None:
+    """Refuse a part that sets what the base trainer overrides; an assignment wins, as everywhere."""
+    for method, fields in SEAMS.items():
+        if not overrides(base, method):
+            continue
+        for field in fields:
+            origin = resolved.origins.get(field)
+            if getattr(resolved.config, field) is not None and origin is not None and "=" not in origin.term:
+                raise NnplugError(
+                    f"base_trainer {base.__name__} overrides {method} and so sets {field}, and '{origin.term}' sets it "
+                    f"as well; only one can. To let the part win: {field}=@{origin.term}"
+                )
+
+
+def stock_trainer_name(trainer: type[nnUNetTrainer]) -> tuple[str, bool]:
+    """The class by which nnU-Net builds this trainer's network, and whether stock nnU-Net has that class."""
+    for cls in trainer.__mro__:
+        if "build_network_architecture" in vars(cls):
+            return cls.__name__, cls.__module__.split(".")[0] == "nnunetv2"
+    raise AssertionError("nnUNetTrainer defines build_network_architecture")
+
+
+def _transforms(component: Component) -> Callable[..., Any]:
+    names = ("patch_size", "rotation_for_DA", "deep_supervision_scales", "mirror_axes", "do_dummy_2d_data_aug")
+
+    def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
+        offered = {**dict(zip(names, args, strict=False)), **kwargs}
+        return call_accepted(load(component.target, trusted=True), offered=offered, **component.kwargs)
+
+    return get_training_transforms
+
+
+class ConfiguredTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with the seams of a config. Made by :func:`build_trainer_class` only."""
+
+    resolved: ClassVar[ResolvedConfig]
+    base_trainer: ClassVar[type[nnUNetTrainer]]
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's own signature)
+    ) -> None:
+        configured = network.configure_plans(plans, configuration, self.resolved)
+        self.claim_model_folder(configured, configuration, dataset_json)
+        super().__init__(configured, configuration, fold, dataset_json, device)
+        self.outputs: network.NetworkOutputs | None = None
+        if self.is_ddp and device.type == "cpu":
+            # nnU-Net assumes CUDA as soon as there are several processes
+            self.device, self.grad_scaler = device, None
+        for name in ATTRIBUTES:
+            value = getattr(self.resolved.config, name)
+            if value is not None:
+                setattr(self, name, value)
+        if self.probabilistic_oversampling and self.resolved.config.oversample_foreground_percent is None:
+            self._match_oversampling()
+        self._check_mirror_axes()
+        self._set_amp()
+
+    # --- settings
+
+    def _match_oversampling(self) -> None:
+        """The share that nnU-Net's fixed oversampling has in a batch, as its probabilistic trainer computes it."""
+        batch_size = self.configuration_manager.batch_size
+        forced = batch_size - round(batch_size * (1 - self.oversample_foreground_percent))
+        self.oversample_foreground_percent = forced / batch_size
+
+    def _check_mirror_axes(self) -> None:
+        axes, dims = self.resolved.config.mirror_axes, len(self.configuration_manager.patch_size)
+        if axes and max(axes) >= dims:
+            raise NnplugError(
+                f"mirror_axes={'x'.join(map(str, axes))} of '{self.resolved.name}' names axis {max(axes)}; "
+                f"configuration '{self.configuration_name}' is {dims}D and has the axes 0 to {dims - 1}."
+            )
+
+    def _set_amp(self) -> None:
+        amp = self.resolved.config.amp
+        if amp is None and "nnUNet_use_amp" in os.environ:
+            amp = os.environ["nnUNet_use_amp"].lower() in ("true", "1", "t")
+        if amp is False and self.device.type == "cuda":
+            # autocast to float32 is how torch spells "off" where the code asks for autocast unconditionally
+            torch.set_autocast_dtype("cuda", torch.float32)
+            self.grad_scaler = None
+        elif amp and self.device.type != "cuda":
+            self.print_to_log_file(f"amp=true changes nothing on {self.device.type}: nnU-Net uses it on CUDA only.")
+
+    def _do_i_compile(self) -> bool:
+        wanted = self.resolved.config.compile
+        if wanted is None:
+            return super()._do_i_compile()
+        with replaced.dict(os.environ, {"nnUNet_compile": "1" if wanted else "0"}):
+            return super()._do_i_compile()
+
+    # --- network
+
+    def initialize(self) -> None:
+        if self.was_initialized:
+            return
+        seed = self.resolved.config.seed
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+        self._try_network()
+        if self.is_ddp and self.device.type == "cpu":
+            self._refuse_batch_norm()
+            with replaced.object(trainer_module, "DDP", lambda module, **_: DistributedDataParallel(module)):
+                super().initialize()
+        else:
+            super().initialize()
+
+    def build_for(self, patch_size: network.Size, deep_supervision: bool) -> nn.Module:
+        """The network of this run for another patch size, freshly initialised."""
+        plans = deepcopy(self.plans_manager.plans)
+        settings = PlansManager(plans).get_configuration(self.configuration_name).configuration
+        settings["patch_size"] = list(patch_size)
+        arch_kwargs = settings["architecture"]["arch_kwargs"]
+        if "patch_size" in arch_kwargs:
+            arch_kwargs["patch_size"] = list(patch_size)
+        settings.pop("inherits_from", None)
+        plans["configurations"][self.configuration_name] = settings
+        manager = PlansManager(plans)
+        configuration = manager.get_configuration(self.configuration_name)
+        num_channels = determine_num_input_channels(manager, configuration, self.dataset_json)
+        num_classes = self.label_manager.num_segmentation_heads
+        if "plans_manager" in network.parameter_names(self.build_network_architecture):
+            return self.build_network_architecture(manager, configuration, num_channels, num_classes, deep_supervision)
+        return self.build_network_architecture(
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            num_channels,
+            num_classes,
+            deep_supervision,
+        )
+
+    def _try_network(self) -> None:
+        """Dry run with and without deep supervision; settles whether this run has it and at which scales."""
+        manager = self.configuration_manager
+        common: dict[str, Any] = {
+            "trainer": self.resolved.name,
+            "num_input_channels": determine_num_input_channels(self.plans_manager, manager, self.dataset_json),
+            "num_classes": self.label_manager.num_segmentation_heads,
+            "patch_size": tuple(manager.patch_size),
+            "batch_size": manager.batch_size,
+        }
+        single = network.dry_run(self.build_for, deep_supervision=False, **common)
+        if single.is_list:
+            raise NnplugError(
+                f"The network of '{self.resolved.name}' returns a list without deep supervision; expected one tensor."
+            )
+        self.outputs = single
+        if not self.enable_deep_supervision:
+            return
+        several = network.dry_run(self.build_for, deep_supervision=True, **common)
+        if several.is_list:
+            self.outputs = several
+        elif self.resolved.config.enable_deep_supervision:
+            raise NnplugError(
+                f"'{self.resolved.name}' sets enable_deep_supervision=true, but its network returns one output."
+            )
+        else:
+            self.enable_deep_supervision = False
+            self.print_to_log_file("The network returns one output: training without deep supervision.")
+
+    def _refuse_batch_norm(self) -> None:
+        with torch.device("meta"):
+            modules = self.build_for(tuple(self.configuration_manager.patch_size), False).modules()
+            if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules):
+                raise NnplugError(
+                    f"The network of '{self.resolved.name}' has batch norm, which several processes on the CPU can not "
+                    "share (SyncBatchNorm needs CUDA). Use one process, or another norm."
+                )
+
+    def bare_network(self) -> nn.Module:
+        """The network without DDP's and torch.compile's wrappers."""
+        module = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return module._orig_mod if isinstance(module, OptimizedModule) else module
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        network.set_deep_supervision(self.bare_network(), enabled and self.enable_deep_supervision)
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        if not self.enable_deep_supervision:
+            return None
+        if self.outputs is None:
+            return super()._get_deep_supervision_scales()
+        return network.supervision_scales(self.outputs, tuple(self.configuration_manager.patch_size))
+
+    # --- loss, optimiser, data
+
+    def _build_loss(self) -> nn.Module:
+        scales = self._get_deep_supervision_scales()
+        loss_fn = self.resolved.config.loss_fn
+        if loss_fn is None:
+            loss = super()._build_loss()
+            if isinstance(loss, DeepSupervisionWrapper) and len(loss.weight_factors) == 1:
+                loss.weight_factors = (1.0,)  # nnU-Net gives the last output weight 0, also when it is the only one
+            return loss
+        context = LossContext(
+            num_classes=self.label_manager.num_segmentation_heads,
+            spatial_dims=len(self.configuration_manager.patch_size),
+            ignore_label=self.label_manager.ignore_label,
+            has_regions=self.label_manager.has_regions,
+            batch_dice=self.configuration_manager.batch_dice,
+            is_ddp=self.is_ddp,
+            num_deep_supervision_outputs=len(scales) if scales else 1,
+        )
+        needs_all = self.is_ddp and not self._do_i_compile()
+        weights = losses.supervision_weights(len(scales), last=1e-6 if needs_all else 0.0) if scales else None
+        return losses.build_loss(loss_fn, context, weights).to(self.device)
+
+    def configure_optimizers(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        # nnU-Net's warm-up trainers call it again with the stage of the training
+        config = self.resolved.config
+        if config.optimizer is None and config.lr_scheduler is None:
+            return super().configure_optimizers(*args, **kwargs)
+        if config.optimizer is None:
+            optimizer, _ = super().configure_optimizers(*args, **kwargs)
+        else:
+            make = load(config.optimizer.target, trusted=True)
+            rates = {"lr": self.initial_lr, "weight_decay": self.weight_decay, **config.optimizer.kwargs}
+            optimizer = make(self.network.parameters(), **rates)
+        if config.lr_scheduler is None:
+            return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+        offered = {"initial_lr": self.initial_lr, "num_epochs": self.num_epochs}
+        make = load(config.lr_scheduler.target, trusted=True)
+        return optimizer, call_accepted(make, optimizer, offered=offered, **config.lr_scheduler.kwargs)
+
+    def _set_batch_size_and_oversample(self) -> None:
+        share = self.oversample_foreground_percent
+        super()._set_batch_size_and_oversample()
+        if self.probabilistic_oversampling:
+            self.oversample_foreground_percent = share
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        rotation, dummy_2d, initial_patch_size, axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if self.resolved.config.mirror_axes is not None:
+            # nnU-Net's predictor reads None as "no mirroring" and crashes on an empty tuple
+            axes = self.resolved.config.mirror_axes or None
+            self.inference_allowed_mirroring_axes = axes
+        return rotation, dummy_2d, initial_patch_size, axes
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        if overrides(self.base_trainer, "get_dataloaders"):
+            return super().get_dataloaders()
+        if self.dataset_class is None:
+            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        patch_size = self.configuration_manager.patch_size
+        scales = self._get_deep_supervision_scales()
+        labels = self.label_manager
+        rotation, dummy_2d, initial_patch_size, axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        common = {
+            "is_cascaded": self.is_cascaded,
+            "foreground_labels": labels.foreground_labels,
+            "regions": labels.foreground_regions if labels.has_regions else None,
+            "ignore_label": labels.ignore_label,
+        }
+        use_mask = self.configuration_manager.use_mask_for_norm
+        augment = self.get_training_transforms(
+            patch_size, rotation, scales, axes, dummy_2d, use_mask_for_norm=use_mask, **common
+        )
+        plain = self.get_validation_transforms(scales, **common)
+        cases_train, cases_val = self.get_tr_and_val_datasets()
+        train = self._loader(self._sampler(), cases_train, initial_patch_size, augment)
+        val = self._loader(nnUNetDataLoader, cases_val, patch_size, plain)
+        return build_augmenters(train, val, self.device, self.resolved.config.seed, self.local_rank, self.current_epoch)
+
+    def _sampler(self) -> Callable[..., Any]:
+        component = self.resolved.config.sampler
+        if component is None:
+            return nnUNetDataLoader
+        make = load(component.target, trusted=True)
+        return lambda *args, **kwargs: make(*args, **{**kwargs, **component.kwargs})
+
+    def _loader(self, make: Callable[..., Any], cases: Any, patch_size: Any, transforms: Any) -> Any:
+        return make(
+            cases,
+            self.batch_size,
+            patch_size,
+            self.configuration_manager.patch_size,
+            self.label_manager,
+            oversample_foreground_percent=self.oversample_foreground_percent,
+            sampling_probabilities=None,
+            pad_sides=None,
+            transforms=transforms,
+            probabilistic_oversampling=self.probabilistic_oversampling,
+        )

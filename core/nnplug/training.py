@@ -1,0 +1,214 @@
+"""``train``: what ``nnplug train`` does, as a function. Checks first, then one fold after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnplug.config import TrainerConfig
+from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_json, read_plans, read_splits
+from nnplug.errors import NnplugError
+from nnplug.fold_training import FoldJob, train_fold
+from nnplug.network import configure_plans
+from nnplug.registry import get_registry
+
+NUM_DEFAULT_FOLDS = 5
+
+
+def train(
+    dataset: DatasetId,
+    configuration: str,
+    folds: int | str | Sequence[int | str],
+    trainer: str | TrainerConfig = "nnUNetTrainer",
+    *,
+    plans: str = "nnUNetPlans",
+    device: str | None = None,
+    num_gpus: int = 1,
+    all_data: bool = False,
+    continue_training: bool = False,
+    restart: bool = False,
+    validation_only: bool = False,
+    val_best: bool = False,
+    npz: bool = False,
+    disable_checkpointing: bool = False,
+    pretrained_weights: str | Path | None = None,
+    prev_stage_trainer: str | None = None,
+    prev_stage_predictions: str | Path | None = None,
+    trust_code: bool = False,
+    trust_checkpoint: bool = False,
+    on_message: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Train and validate folds of a preprocessed data set, one after the other.
+
+    Args:
+        dataset: id or name.
+        configuration: of the plans, for example ``3d_fullres``.
+        folds: numbers, or ``"all"``: every fold of the splits file.
+        trainer: ``-tr`` text, or a config built in Python.
+        plans: plans identifier.
+        device: ``cuda``, ``cpu`` or ``mps``; None takes what the machine has.
+        num_gpus: processes of distributed training (GPUs, or CPU processes with ``device="cpu"``).
+        all_data: one model on every case, in nnU-Net's ``fold_all``; ``folds`` is not used.
+        continue_training, restart: what to do with a training that is there already.
+        validation_only, val_best: only validate; validate the best checkpoint instead of the final one.
+        npz: save probabilities of the validation (nnU-Net's find_best needs them).
+        disable_checkpointing: write no checkpoints.
+        pretrained_weights: checkpoint to start from.
+        prev_stage_trainer, prev_stage_predictions: where a cascade takes the first stage's segmentations from.
+        trust_code, trust_checkpoint: allow code from elsewhere; see the documentation.
+        on_message: receives one line for each decision.
+
+    Returns:
+        One result a fold: ``status``, ``model_path``, ``dataset_id``, ``dataset``, ``configuration``, ``fold``,
+        ``trainer``, ``plans``, ``metrics`` (``dice`` and ``iou``, 0 to 1, higher is better; ``validation_loss``),
+        ``per_class``, ``seconds``, ``predict_command``.
+
+    Raises:
+        NnplugError: a user's mistake; nothing was trained for the fold it names.
+        TrainingInterrupted: a signal; the fold can be continued.
+    """
+    if sum([continue_training, restart, validation_only]) > 1:
+        raise NnplugError("--c, --restart and --val exclude each other. Give one of them.")
+    if val_best and disable_checkpointing:
+        raise NnplugError("--val_best needs checkpoints, and --disable_checkpointing writes none.")
+    if pretrained_weights is not None and (continue_training or validation_only):
+        raise NnplugError("-pretrained_weights only starts a new training; it goes with neither --c nor --val.")
+    resolved = get_registry().resolve(trainer, trust_code=trust_code)
+    results = environment_folder("nnUNet_results")
+    name = find_dataset(dataset)
+    folder = environment_folder("nnUNet_preprocessed") / name
+    plans_json = read_plans(folder, plans)
+    dataset_json = read_json(folder / "dataset.json", "The data set file")
+    configured = configure_plans(plans_json, configuration, resolved)
+    _check_preprocessed(folder, configured, configuration)
+    device = choose_device(device, num_gpus)
+    mode = "continue" if continue_training else "restart" if restart else "validate" if validation_only else "new"
+    base = results / name / f"{resolved.name}__{plans_json['plans_name']}__{configuration}"
+    previous = _previous_stage(
+        configured,
+        configuration,
+        base,
+        trainer=prev_stage_trainer,
+        predictions=prev_stage_predictions,
+        text=str(trainer),
+    )
+    done = []
+    for fold in ["all"] if all_data else choose_folds(folds, folder, on_message):
+        job = FoldJob(
+            trainer=trainer,
+            plans=plans_json,
+            dataset_json=dataset_json,
+            configuration=configuration,
+            fold=fold,
+            model_folder=base,
+            device=device,
+            mode=mode,
+            num_processes=num_gpus,
+            save_probabilities=npz,
+            validate_best=val_best,
+            disable_checkpointing=disable_checkpointing,
+            pretrained_weights=Path(pretrained_weights) if pretrained_weights is not None else None,
+            previous_stage_folder=previous,
+            trust_code=trust_code,
+            trust_checkpoint=trust_checkpoint,
+        )
+        done.append(train_fold(job))
+    return done
+
+
+def choose_device(device: str | None, num_gpus: int = 1) -> str:
+    """The device to use: the asked one, or what the machine has.
+
+    Raises:
+        NnplugError: the machine does not have it, or fewer GPUs than asked for.
+    """
+    has_mps = torch.backends.mps.is_available()
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps and num_gpus == 1 else "cpu"
+    kind = device.split(":")[0]
+    if kind not in ("cuda", "cpu", "mps"):
+        raise NnplugError(f"Unknown device '{device}'. Choose cuda, cpu or mps.")
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not has_mps):
+        raise NnplugError(f"Device '{device}' is not available here (torch {torch.__version__}). Choose -device cpu.")
+    if num_gpus < 1:
+        raise NnplugError(f"-num_gpus must be at least 1, got {num_gpus}.")
+    if kind == "cuda" and num_gpus > torch.cuda.device_count():
+        raise NnplugError(f"-num_gpus {num_gpus}: only {torch.cuda.device_count()} GPUs are visible here.")
+    if kind == "mps" and num_gpus > 1:
+        raise NnplugError("Several processes can not share mps. Use -num_gpus 1.")
+    return device
+
+
+def choose_folds(
+    folds: int | str | Sequence[int | str], folder: Path, on_message: Callable[[str], None] = print
+) -> list[int]:
+    """Fold numbers from what the user gave; ``all`` is every fold of the splits file.
+
+    Raises:
+        NnplugError: not a number, or beyond the splits.
+    """
+    splits = read_splits(folder)
+    number = NUM_DEFAULT_FOLDS if splits is None else len(splits)
+    chosen: list[int] = []
+    for fold in [folds] if isinstance(folds, int | str) else folds:
+        if str(fold) == "all":
+            on_message(
+                f"all: training the {number} folds of the cross-validation in turn. "
+                "For one model on every case (nnU-Net's fold_all) use --all-data."
+            )
+            chosen += range(number)
+        elif not str(fold).isdigit():
+            raise NnplugError(f"Fold '{fold}' is neither a number nor 'all'.")
+        elif int(fold) >= number:
+            source = folder / "splits_final.json" if splits is not None else "nnU-Net's default cross-validation"
+            raise NnplugError(f"Fold {fold} does not exist: {source} has {number} folds, 0 to {number - 1}.")
+        else:
+            chosen.append(int(fold))
+    return list(dict.fromkeys(chosen))
+
+
+def _check_preprocessed(folder: Path, plans: dict[str, Any], configuration: str) -> None:
+    settings = PlansManager(plans).get_configuration(configuration)
+    data = folder / settings.data_identifier
+    if not data.is_dir() or not any(data.iterdir()):
+        raise NnplugError(
+            f"Configuration '{configuration}' is not preprocessed: {data} is missing or empty. "
+            f"Run: nnUNetv2_preprocess -d {folder.name} -plans_name {plans['plans_name']} -c {configuration}"
+        )
+
+
+def _previous_stage(
+    plans: dict[str, Any],
+    configuration: str,
+    base: Path,
+    *,
+    trainer: str | None,
+    predictions: str | Path | None,
+    text: str,
+) -> Path | None:
+    """The folder with the first stage's segmentations that a cascade's second stage trains on; None without cascade."""
+    settings = PlansManager(plans).get_configuration(configuration)
+    stage = settings.previous_stage_name
+    if stage is None:
+        if trainer is not None or predictions is not None:
+            raise NnplugError(f"Configuration '{configuration}' is no cascade: it takes no previous stage.")
+        return None
+    if trainer is not None and predictions is not None:
+        raise NnplugError("-prev_stage_trainer and -prev_stage_predictions exclude each other. Give one of them.")
+    if predictions is not None:
+        folder = Path(predictions)
+    else:
+        name = get_registry().resolve(trainer).name if trainer is not None else base.name.split("__")[0]
+        folder = base.with_name(f"{name}__{plans['plans_name']}__{stage}") / "predicted_next_stage" / configuration
+    if folder.is_dir() and any(folder.iterdir()):
+        return folder
+    stage_trainer = trainer or text
+    raise NnplugError(
+        f"'{configuration}' is the second stage of a cascade and needs the predictions of '{stage}', but {folder} is "
+        f"missing or empty. Train every fold of it first: nnplug train {base.parent.name} {stage} all "
+        f"-tr {stage_trainer}; or name another one with -prev_stage_trainer NAME or -prev_stage_predictions FOLDER."
+    )
