@@ -164,6 +164,23 @@ def test_tensorboard_of_a_resumed_training_has_no_epoch_twice(tmp_path: Path, mo
     assert scalars(tmp_path, "loss/train") == [(0, 10), (1, 10), (2, 20), (3, 20), (4, 20)]
 
 
+def test_tensorboard_values_are_on_disk_before_the_training_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TENSORBOARD, "1")
+    run = run_in(tmp_path)
+    log_epochs(run, metrics_of(0), ends=False)
+    assert scalars(tmp_path, "loss/train") == [(0, 1.0)]
+    nnplug_loggers.train_end(run, {})
+
+
+def test_nothing_is_logged_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CSV, "1")
+    log_epochs(run_in(tmp_path), metrics_of(0))
+    nnplug_loggers.epoch_end(run_in(tmp_path), metrics_of(1))
+    assert len(csv_rows(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("variable", [CSV, TENSORBOARD])
 def test_unknown_value_of_a_variable(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "yes")
