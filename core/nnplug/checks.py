@@ -27,9 +27,10 @@ def whole(minimum: int, maximum: int | None = None) -> Callable[[Any], int]:
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise Invalid(expected, value)
-        if value < minimum or (maximum is not None and value > maximum):
+        number = int(value)
+        if number < minimum or (maximum is not None and number > maximum):
             raise Invalid(expected, value)
-        return int(value)
+        return number
 
     return check
 
@@ -101,7 +102,7 @@ def plain_copy(value: Any, key: str) -> Any:
     """Copy what JSON can hold; tuples become lists."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+    if isinstance(value, Mapping) and all(isinstance(name, str) and name and "." not in name for name in value):
         return {name: plain_copy(item, f"{key}.{name}".lstrip(".")) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain_copy(item, key) for item in value]

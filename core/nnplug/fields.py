@@ -57,12 +57,15 @@ class Field:
         stock: what nnU-Net does where the field is not set.
         is_code: holds a component: a class, factory or finished object.
         is_text: documents the config and does not change a training.
+        combine: how values of two composed trainers become one; empty means that they exclude each other. Without it
+            two different values are a conflict.
     """
 
     check: Callable[[Any], Any]
     stock: str = ""
     is_code: bool = False
     is_text: bool = False
+    combine: Callable[[Any, Any], Any] | None = None
 
     def parse(self, text: str, where: str) -> Any:
         """Read the text of an assignment; `NnplugError` where it is no value or not one of this field."""
@@ -85,6 +88,11 @@ class Field:
 
 
 _TUPLES = (dimensions, axes, size)
+
+
+def common_dimensions(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """The dimensions in which both trainers work."""
+    return tuple(dim for dim in one if dim in other)
 
 
 def names(value: Any) -> tuple[str, ...]:
@@ -110,8 +118,8 @@ def plans(value: Any) -> dict[str, Any]:
     for key in copied:
         if key in _PREPROCESSING_KEYS:
             raise Invalid(
-                "a key that only training reads (the data were preprocessed with the plan's; for another value derive a "
-                "plans file with another name, and preprocess)",
+                "a key that only training reads (the data were preprocessed with the plan's; for another value derive "
+                "a plans file with another name, and preprocess)",
                 copied[key],
                 key,
             )
@@ -145,7 +153,7 @@ FIELDS: dict[str, Field] = {
     "base_trainer": Field(check=factory, stock="nnUNetTrainer", is_code=True),
     "network_builder": Field(check=factory, stock="the plan's U-Net", is_code=True),
     "enable_deep_supervision": Field(check=boolean, stock="true"),
-    "spatial_dims": Field(check=dimensions, stock="2x3"),
+    "spatial_dims": Field(check=dimensions, stock="2x3", combine=common_dimensions),
     "loss_fn": Field(check=factory_or_finished, stock="Dice + cross-entropy", is_code=True),
     "sampler": Field(check=factory, stock="nnUNetDataLoader", is_code=True),
     "training_transforms": Field(check=factory, stock="nnU-Net's augmentation", is_code=True),

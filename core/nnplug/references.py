@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -154,24 +154,22 @@ _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+\Z")
 _LAYERS = re.compile(r"torch\.nn\.(modules\.[a-z]\w*\.)?[A-Z]\w*\Z")
 
 
-def check_architecture(values: Any, where: str) -> None:
+def check_architecture(values: Any) -> None:
     """Refuse names in a network's arguments that nnU-Net would import and call, other than layers of torch.
 
     nnU-Net imports such strings (``conv_op``, ``norm_op``, ``nonlin``) without asking what they are.
     """
-    if isinstance(values, dict):
+    if isinstance(values, Mapping):
         if "_kw_requires_import" in values:
-            raise NnplugError(
-                f"{where}: _kw_requires_import can not be set in a file. If you trust it, add --trust-code."
-            )
-        for key, value in values.items():
-            check_architecture(value, f"{where}.{key}")
+            raise NnplugError("_kw_requires_import can not be set in a file. If you trust it, add --trust-code.")
+        for value in values.values():
+            check_architecture(value)
     elif isinstance(values, list | tuple):
         for value in values:
-            check_architecture(value, where)
+            check_architecture(value)
     elif isinstance(values, str) and _DOTTED.match(values) and not _LAYERS.match(values):
         raise NnplugError(
-            f"{where}: '{values}' is outside of what a file may name in an architecture: layers of torch.nn. "
+            f"'{values}' is outside of what a file may name in an architecture: layers of torch.nn. "
             "If you trust the file and that code, add --trust-code."
         )
 
