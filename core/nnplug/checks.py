@@ -19,6 +19,18 @@ class Invalid(Exception):
         super().__init__(expected)
         self.expected, self.value, self.key = expected, value, key
 
+    def explain(self, got: str | None = None) -> str:
+        """The rest of a sentence that begins with the field; `got` is how the user wrote the value."""
+        return f"expected {self.expected}, got {got if got is not None else repr(self.value)}."
+
+
+class Refused(Invalid):
+    """A key that may not be set at all, whatever the value."""
+
+    def explain(self, got: str | None = None) -> str:  # noqa: ARG002
+        """The reason, which does not depend on the value."""
+        return self.expected
+
 
 def whole(minimum: int, maximum: int | None = None) -> Callable[[Any], int]:
     """A check for integers; a bool is none."""

@@ -6,7 +6,7 @@ trainers are merged, where two that differ on a field are a conflict. Assignment
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from nnplug.component import Component
@@ -227,10 +227,8 @@ class Composer:
             )
         layer.drop(target)
         for key in keys:
-            layer.put(key, part.values[key], part.origins[key])
-        for key in part.origins:
-            if key.startswith(f"{target}."):
-                layer.origins.setdefault(key, part.origins[key])
+            # The user chose it: it is the assignment's, though the value is the part's.
+            layer.put(key, part.values[key], replace(part.origins[key], term=assignment.spell(part.name)))
         layer.distributions.update(part.distributions)
 
 

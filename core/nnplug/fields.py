@@ -8,6 +8,7 @@ from typing import Any
 
 from nnplug.checks import (
     Invalid,
+    Refused,
     axes,
     boolean,
     check_name,
@@ -72,7 +73,7 @@ class Field:
         try:
             return self.check(self._read(text, where))
         except Invalid as error:
-            raise NnplugError(f"{where}: expected {error.expected}, got '{text}'.") from None
+            raise NnplugError(f"{where}: {error.explain(repr(text))}") from None
 
     def _read(self, text: str, where: str) -> Any:
         if parse_number(text) is not None and self.check in _TUPLES:
@@ -117,17 +118,17 @@ def plans(value: Any) -> dict[str, Any]:
         raise Invalid("a table with keys of the plan's configuration", value)
     for key in copied:
         if key in _PREPROCESSING_KEYS:
-            raise Invalid(
-                "a key that only training reads (the data were preprocessed with the plan's; for another value derive "
-                "a plans file with another name, and preprocess)",
+            raise Refused(
+                "can not be changed: the data were preprocessed with the plan's. Derive a plans file with another name "
+                "and preprocess with it.",
                 copied[key],
                 key,
             )
         if key not in _TRAINING_KEYS and (hint := did_you_mean(key, _TRAINING_KEYS)):
             raise Invalid(f"a key of the plan's configuration{hint}", copied[key], key)
     if "network_class_name" in (copied.get("architecture") or {}):
-        value = copied["architecture"]["network_class_name"]
-        raise Invalid("the network in the field network_builder", value, "architecture.network_class_name")
+        reason = "can not be set here. Name the network in the field network_builder."
+        raise Refused(reason, None, "architecture.network_class_name")
     for key in PLANS_FIELDS:
         if key in copied:
             try:
@@ -203,7 +204,7 @@ def check_fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:
             checked[name] = FIELDS[name].check(value)
         except Invalid as error:
             path = f"{name}.{error.key}" if error.key else name
-            raise NnplugError(f"{where}: {path}: expected {error.expected}, got {error.value!r}.") from None
+            raise NnplugError(f"{where}: {path}: {error.explain()}") from None
     _check_together(checked, where)
     return checked
 

@@ -33,10 +33,14 @@ from nnplug.recipes import read_file_recipe
 from nnplug.stock_names import BASE, StockTrainer, external_trainers, find_trainer, stock_trainers
 from nnplug.terms import NameTerm, normalise_distribution
 
-__all__ = ["PluginRecord", "Registration", "Registry", "get_registry"]
+__all__ = ["PluginRecord", "Registration", "Registry", "UnknownTrainerError", "get_registry"]
 
 GROUP = "nnplug"
 _FILE_RECIPE = re.compile(r"(.+)-[0-9a-f]{8}\Z")
+
+
+class UnknownTrainerError(NnplugError):
+    """No plugin, nnU-Net class or recipe has this name."""
 
 
 class Registry:
@@ -106,7 +110,7 @@ class Registry:
             return replace(found[0], name=f"{term.name}@{owner}" if len(everyone) > 1 else term.name)
         stock = find_trainer(term.name) if term.distribution is None else None
         if stock is None:
-            raise NnplugError(self._unknown(term))
+            raise UnknownTrainerError(self._unknown(term))
         return stock_registration(stock)
 
     def resolve(self, trainer: str | TrainerConfig | ResolvedConfig, *, trust_code: bool = False) -> ResolvedConfig:

@@ -30,8 +30,6 @@ _METHODS = {
     "configure_optimizers": ("optimizer", "lr_scheduler"),
     "get_training_transforms": ("training_transforms",),
     "get_dataloaders": ("sampler",),
-    "get_plain_dataloaders": ("sampler",),
-    "_set_batch_size_and_oversample": ("batch_size",),
 }
 # What it decides by setting an attribute in __init__.
 _ATTRIBUTES = (

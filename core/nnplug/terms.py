@@ -75,7 +75,7 @@ def parse(text: str) -> tuple[list[NameTerm], list[Assignment]]:
     assignments: list[Assignment] = []
     for term in split(text):
         match = _ASSIGNMENT.match(term)
-        if match and not (term.endswith(".toml") and "/" in match[1]):
+        if match:
             assignments.append(_assignment(match[1], match[2], text))
         else:
             names.append(parse_name(term, text))
@@ -136,8 +136,9 @@ def canonical_name(names: Iterable[str], assignments: Iterable[str], text: str) 
 def _assignment(target: str, value: str, text: str) -> Assignment:
     field = target.partition(".")[0]
     if field not in FIELDS or FIELDS[field].is_text:
+        hint = did_you_mean(field, FIELDS)
         raise NnplugError(
-            f"'{text}': no field '{field}' can be set{did_you_mean(field, FIELDS)}. See: nnplug show nnUNetTrainer"
+            f"'{text}': no field '{field}' can be set{hint}. See the fields with: nnplug show nnUNetTrainer --all"
         )
     if target.startswith("plans.") and target.partition(".")[2] in PLANS_FIELDS:
         target = field = target.partition(".")[2]
@@ -176,7 +177,7 @@ def _check_plans(target: str, parsed: Any, value: str) -> None:
     try:
         FIELDS["plans"].check(nested)
     except Invalid as error:
-        raise NnplugError(f"{target}: expected {error.expected}, got '{value}'.") from None
+        raise NnplugError(f"{target}: {error.explain(repr(value))}") from None
 
 
 def _check_twice(assignments: list[Assignment]) -> None:

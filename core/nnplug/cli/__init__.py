@@ -1,0 +1,105 @@
+"""``nnplug``: one sub-command a module. A module is cheap to import; what is heavy is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from nnplug.errors import NnplugError
+
+COMMANDS = ("trainers", "show", "plugins", "train", "predict", "history", "env", "demo")
+_TRAINER_OPTIONS = ("-tr", "-prev_stage_trainer")
+
+EPILOG = """example:
+  nnplug trainers 'monai_*'
+  nnplug train 4 3d_fullres 0 -tr monai_segresnet+num_epochs=100
+
+completion of commands and trainer names in bash and zsh:
+  eval "$(register-python-argcomplete nnplug)"
+"""
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from nnplug import __version__
+
+        print(f"nnplug {__version__}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every command."""
+    parser = argparse.ArgumentParser(
+        prog="nnplug",
+        description="nnU-Net with plug-in trainers: architectures, losses, samplers and schedules by name.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for name in filter(lambda name: find_spec(f"nnplug.cli.{name}"), COMMANDS):
+        import_module(f"nnplug.cli.{name}").add_parser(subparsers)
+    for command in subparsers.choices.values():
+        _finish(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0, or the exit code of the command; 2 for a user's mistake, 130 after Ctrl-C.
+    """
+    parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    args = parser.parse_args(argv)
+    try:
+        return int(args.func(args) or 0)
+    except NnplugError as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"nnplug: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nnplug: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (| head): nothing is wrong, and the interpreter must not flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def complete_trainers(prefix: str, **_: Any) -> list[str]:
+    """Completions of the last name in ``a+b+field=@name``."""
+    from nnplug.fields import SETTINGS
+    from nnplug.registry import get_registry
+
+    head, plus, last = prefix.rpartition("+")
+    field, assigned, part = last.partition("=@")
+    names = get_registry().list_names()
+    if assigned:
+        return [f"{head}{plus}{field}=@{name}" for name in names if name.startswith(part)]
+    fields = [f"{name}=" for name in SETTINGS]
+    return [f"{head}{plus}{name}" for name in [*names, *fields] if name.startswith(last)]
+
+
+def _finish(command: argparse.ArgumentParser) -> None:
+    """What every command has: ``--debug`` behind it too, and completion of trainer names."""
+    # Without a default of its own, or it would take back what was given in front of the command.
+    command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    for action in command._actions:
+        if set(action.option_strings) & set(_TRAINER_OPTIONS) and not hasattr(action, "completer"):
+            action.completer = complete_trainers  # type: ignore[attr-defined]

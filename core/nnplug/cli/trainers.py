@@ -1,0 +1,112 @@
+"""``nnplug trainers``: list what ``-tr`` takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from typing import Any
+
+from nnplug.errors import NnplugError
+
+EXAMPLE = """example:
+  nnplug trainers                list every registered trainer
+  nnplug trainers 'monai_*net'   a glob
+  nnplug trainers loss           a part of the name
+  nnplug trainers --stock        nnU-Net's own classes as well
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "trainers",
+        help="list trainers",
+        description="List the trainers of all installed plugins. Any of them can stand after -tr, joined with '+'.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help="a glob, or a part of the name")
+    parser.add_argument("--stock", action="store_true", help="list nnU-Net's own trainer classes too")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """List."""
+    from nnplug.registry import get_registry
+
+    registry = get_registry()
+    rows = _registered(args.pattern) + (_stock(args.pattern) if args.stock else [])
+    if args.pattern and not rows:
+        hint = "" if args.stock else " nnU-Net's own classes are listed with --stock."
+        raise NnplugError(f"No trainer matches '{args.pattern}'. List all of them with: nnplug trainers.{hint}")
+    if args.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        _print_table(rows)
+    if registry.failures:
+        count = len(registry.failures)
+        noun = "plugin" if count == 1 else "plugins"
+        print(f"{count} {noun} failed to load. See why with: nnplug plugins", file=sys.stderr)
+    return 0
+
+
+def _registered(pattern: str | None) -> list[dict[str, Any]]:
+    from nnplug.registry import get_registry
+    from nnplug.terms import normalise_distribution
+
+    registry = get_registry()
+    rows = []
+    for name in registry.list_names(pattern):
+        found = registry.registrations[name]
+        for one in found:
+            is_ambiguous = len(found) > 1
+            rows.append(
+                {
+                    "name": f"{name}@{normalise_distribution(one.distribution or '')}" if is_ambiguous else name,
+                    "description": one.config.description,
+                    "distribution": one.distribution,
+                    "version": one.version,
+                    "file": one.where,
+                    "ambiguous": is_ambiguous,
+                    "stock": False,
+                }
+            )
+    return rows
+
+
+def _stock(pattern: str | None) -> list[dict[str, Any]]:
+    from nnplug.registry import matching, natural_key, stock_registration
+    from nnplug.stock_names import external_trainers, stock_trainers
+
+    known = {**external_trainers(), **stock_trainers()}
+    rows = []
+    for name in sorted(matching(known, pattern), key=natural_key):
+        rows.append(
+            {
+                "name": name,
+                "description": known[name].description or None,
+                "distribution": "nnunetv2" if name in stock_trainers() else "nnUNet_extTrainer",
+                "version": None,
+                "file": stock_registration(known[name]).where,
+                "ambiguous": False,
+                "stock": True,
+            }
+        )
+    return rows
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        print("No plugin registers a trainer.")
+        return
+    names = max(len(row["name"]) for row in rows)
+    owners = max(len(row["distribution"]) for row in rows)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for row in rows:
+        note = "(two plugins use this name) " if row["ambiguous"] else ""
+        line = f"{row['name']:<{names}}  {row['distribution']:<{owners}}  {note}{row['description'] or ''}".rstrip()
+        print(line[:width])

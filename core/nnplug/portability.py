@@ -1,0 +1,67 @@
+"""Whether stock nnU-Net can predict with a trainer's model, told from its config alone."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+from nnplug.errors import NnplugError
+from nnplug.references import describe, import_string
+from nnplug.resolved import ResolvedConfig
+from nnplug.stock_names import fields_set_by, stock_trainers
+
+
+def stock_prediction_obstacle(resolved: ResolvedConfig) -> str | None:
+    """Why stock ``nnUNetv2_predict`` can not load a model of this trainer; None where it can.
+
+    Loss, optimiser, loaders and augmentation play no part in prediction; the network and the resampling of the
+    probabilities do.
+    """
+    config = resolved.config
+    if config.network_builder is not None:
+        target = config.network_builder.target
+        if isinstance(target, str):
+            return _resampling_obstacle(resolved)
+        try:
+            import_string(target)
+        except NnplugError as error:
+            return f"network_builder: {error}"
+        return _resampling_obstacle(resolved)
+    base = config.base_trainer
+    owner = fields_set_by(base.target).get("network_builder") if base else None
+    if base and owner is not None and owner not in stock_trainers():
+        return (
+            f"{owner} makes the network itself (base_trainer is {describe(base.target)}), and stock nnU-Net finds that "
+            "class only in a folder of nnUNet_extTrainer"
+        )
+    return _resampling_obstacle(resolved)
+
+
+def needed_packages(resolved: ResolvedConfig) -> list[str]:
+    """Top-level packages that stock nnU-Net needs to build the network; empty where nnU-Net has it all."""
+    component = resolved.config.network_builder
+    if component is None:
+        return []
+    package = describe(component.target).partition(":")[0].partition(".")[0]
+    return [] if package in ("torch", "nnunetv2", "dynamic_network_architectures") else [package]
+
+
+def _resampling_obstacle(resolved: ResolvedConfig) -> str | None:
+    name = (resolved.config.plans or {}).get("resampling_fn_probabilities")
+    if name is None or name in _stock_resampling_functions():
+        return None
+    return f"plans.resampling_fn_probabilities: nnU-Net looks for '{name}' in its own package only, and it is not there"
+
+
+@cache
+def _stock_resampling_functions() -> frozenset[str]:
+    spec = importlib.util.find_spec("nnunetv2")
+    folders = spec.submodule_search_locations if spec else None
+    names: set[str] = set()
+    for folder in folders or []:
+        for file in Path(folder, "preprocessing", "resampling").glob("*.py"):
+            body = ast.parse(file.read_bytes()).body
+            names.update(node.name for node in body if isinstance(node, ast.FunctionDef))
+    return frozenset(names)
