@@ -92,16 +92,20 @@ class Writer:
         plain = convert(checkpoint, copy_to_cpu())
         ticket = object()
         with self._lock:
+            earlier_error, self._error = self._error, None
             self._waiting[Path(path)] = ticket
             self._num_unfinished += 1
         self._executor.submit(self._run, plain, Path(path), keep_previous, ticket)
-        self._raise_error()
+        if earlier_error is not None:
+            raise earlier_error
 
     def flush(self) -> None:
         """Wait until everything is written; raises the first error since the last report."""
         with self._idle:
             self._idle.wait_for(lambda: self._num_unfinished == 0)
-        self._raise_error()
+            error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def close(self) -> None:
         """As ``flush``; nothing can be written afterwards."""
@@ -125,12 +129,6 @@ class Writer:
             with self._idle:
                 self._num_unfinished -= 1
                 self._idle.notify_all()
-
-    def _raise_error(self) -> None:
-        with self._lock:
-            error, self._error = self._error, None
-        if error is not None:
-            raise error
 
 
 def copy_to_cpu() -> Callable[[torch.Tensor], torch.Tensor]:

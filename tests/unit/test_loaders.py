@@ -18,7 +18,6 @@ import pytest
 import torch
 from batchgenerators.dataloading.data_loader import DataLoader
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-
 from nnplug.errors import NnplugError
 from nnplug.loaders import Augmenter, SerialAugmenter, WorkerDiedError, build_augmenters, worker_seeds
 from nnplug.worker_failures import describe_exception, describe_exit
@@ -76,12 +75,16 @@ def read_a_shortened_file() -> None:
         memory[2 * mmap.PAGESIZE]
 
 
+def take_many(augmenter: Augmenter) -> None:
+    for _ in range(1000):
+        next(augmenter)
+
+
 def run_until_death(loader: Loader, num_processes: int = 2) -> str:
     augmenter = Augmenter(loader, None, num_processes, num_cached=2, wait_time=0.002)
     started = time.monotonic()
     with pytest.raises(WorkerDiedError) as caught:
-        for _ in range(1000):
-            next(augmenter)
+        take_many(augmenter)
     assert time.monotonic() - started < 30
     assert isinstance(caught.value, NnplugError)
     assert isinstance(caught.value, RuntimeError)  # what nnU-Net raises
@@ -129,8 +132,7 @@ def test_kill_from_outside_is_told() -> None:
     next(augmenter)
     os.kill(augmenter._processes[1].pid, signal.SIGKILL)
     with pytest.raises(WorkerDiedError, match=r"Data worker 1 died: it was killed \(SIGKILL\)"):
-        for _ in range(1000):
-            next(augmenter)
+        take_many(augmenter)
 
 
 def test_bus_error_is_told_with_size_of_shared_memory() -> None:
