@@ -78,8 +78,8 @@ def run_demo(settings: DemoSettings, say: Callable[[str], None] = print) -> dict
 
     Returns:
         ``dataset``, ``configuration``, ``output``, ``picture``, ``seconds`` and ``trainers``: one row each with
-        ``label`` (as given), ``trainer`` (canonical name), ``dice`` (held-out cases, by label), ``validation_dice``, ``num_parameters``, ``training_seconds``,
-        ``model_path``.
+        ``label`` (as given), ``trainer`` (canonical name), ``dice`` (held-out cases, by label), ``validation_dice``,
+        ``num_parameters``, ``training_seconds``, ``model_path``.
 
     Raises:
         NnplugError: the output folder holds something else, the data set is none, the trainer is unknown, nilearn is
