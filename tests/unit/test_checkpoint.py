@@ -519,12 +519,50 @@ def test_stock_checkpoint_with_numpy_scalars_loads_as_plain_numbers(tmp_path: Pa
     torch.save(content(), path)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
-    allowed_before = torch.serialization.get_safe_globals()
+    allowed_before = set(torch.serialization.get_safe_globals())
     loaded = load(path)
     assert type(loaded["_best_ema"]) is float
     assert loaded["logging"]["train_losses"] == [0.5, -0.25]
     assert np.isnan(loaded["logging"]["dice_per_class_or_region"][0][1])
-    assert torch.serialization.get_safe_globals() == allowed_before, "the allow-list does not outlive the load"
+    assert set(torch.serialization.get_safe_globals()) == allowed_before, "the allow-list does not outlive the load"
+
+
+def test_checkpoint_that_nnunets_own_trainer_wrote_loads(tmp_path: Path) -> None:
+    """nnU-Net's methods log an epoch and write the file; only its constructor, which needs a data set, is left out."""
+    from nnunetv2.training.logging.nnunet_logger import MetaLogger
+    from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    trainer = nnUNetTrainer.__new__(nnUNetTrainer)
+    trainer.local_rank, trainer.is_ddp, trainer.disable_checkpointing = 0, False, False
+    trainer.network = torch.nn.Conv3d(1, 2, 3)
+    trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), 0.01, momentum=0.99, nesterov=True)
+    trainer.lr_scheduler = PolyLRScheduler(trainer.optimizer, 0.01, 10)
+    trainer.grad_scaler = torch.GradScaler("cpu")
+    trainer.logger, trainer._best_ema, trainer.current_epoch = MetaLogger(tmp_path, False), None, 0
+    trainer.my_init_kwargs = {"plans": {"plans_name": "p"}, "configuration": "3d", "fold": 0, "dataset_json": {}}
+    trainer.my_init_kwargs["device"] = torch.device("cpu")
+    trainer.inference_allowed_mirroring_axes = (0, 1, 2)
+    trainer.log_file = str(tmp_path / "log.txt")
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.on_train_epoch_end([{"loss": np.float32(0.5)[None]}, {"loss": np.float32(0.7)[None]}])
+    counts = {key: np.array([3.0, 0.0], dtype=np.float32) for key in ("tp_hard", "fp_hard", "fn_hard")}
+    trainer.on_validation_epoch_end([{"loss": np.float32(0.25)[None], **counts}])
+    trainer._best_ema = trainer.logger.get_value("ema_fg_dice", step=-1)
+    trainer.save_checkpoint(str(tmp_path / "checkpoint_final.pth"))
+
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "checkpoint_final.pth", weights_only=True)
+    path, loaded, messages = find_resumable(tmp_path)
+    assert (path.name, messages) == ("checkpoint_final.pth", [])
+    assert torch.equal(loaded["network_weights"]["weight"], trainer.network.weight)
+    assert loaded["current_epoch"] == 1
+    assert loaded["_best_ema"] == 0.5
+    assert loaded["logging"]["train_losses"] == [pytest.approx(0.6)]
+    np.testing.assert_equal(loaded["logging"]["dice_per_class_or_region"], [[0.5, np.nan]])
+    assert loaded["init_args"] == trainer.my_init_kwargs
+    assert to_plain(loaded) is not None
 
 
 def test_numpy_1_and_2_names_are_known(tmp_path: Path) -> None:
