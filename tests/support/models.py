@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def make_plans(channels: Sequence[str] = ("MRI",), **changes: Any) -> dict[str, 
         "resampling_fn_seg_kwargs": {**RESAMPLING, "is_seg": True},
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
         "resampling_fn_probabilities_kwargs": RESAMPLING,
-        "architecture": ARCHITECTURE,
+        "architecture": deepcopy(ARCHITECTURE),
         "batch_dice": False,
         **changes,
     }

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.models import make_dataset_json, make_plans, write_descriptions, write_image
-
 from nnplug.errors import NnplugError
 from nnplug.prediction_inputs import check_inputs, find_cases, is_complete
 from nnplug.trained_models import ModelFolder, read_model_folder
+from support.models import make_dataset_json, make_plans, write_descriptions, write_image
 
 
 def make_model(tmp_path: Path, *channels: str, ending: str = ".nii.gz", **plans: object) -> ModelFolder:
@@ -164,7 +163,7 @@ def test_output_folder_is_not_writable(tmp_path: Path, monkeypatch: pytest.Monke
     model = make_model(tmp_path)
     # root may write everywhere, so the system's answer is made up
     with monkeypatch.context() as patched:
-        patched.setattr(os, "access", lambda path, mode: False)
+        patched.setattr(os, "access", lambda *_: False)
         assert error_of(tmp_path, model).startswith("The output folder out can not be written: no permission in ")
 
     def full(*_: object, **__: object) -> None:
