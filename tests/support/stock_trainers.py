@@ -1,8 +1,12 @@
-"""Objects of nnU-Net's trainer classes without a data set: made from plans written by hand, in milliseconds."""
+"""nnU-Net's trainer classes, and objects of them without a data set: from plans written by hand, in milliseconds."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 from copy import deepcopy
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +14,7 @@ import torch
 LABELS = {"background": 0, "ball": 1, "box": 2}
 REGIONS = {"background": 0, "whole": [1, 2], "core": [2]}
 
-VARIANTS = "nnunetv2.training.nnUNetTrainer.variants"
+PACKAGE = "nnunetv2.training.nnUNetTrainer"
 
 
 def made_up_plans(
@@ -85,3 +89,24 @@ def make_trainer(trainer: type, plans: dict[str, Any], dataset_json: dict[str, A
         dataset_json=deepcopy(dataset_json),
         device=torch.device("cpu"),
     )
+
+
+@cache
+def stock_class_modules() -> dict[str, str]:
+    """Every class of nnU-Net's trainer package and the module that defines it, read from the sources."""
+    spec = importlib.util.find_spec(PACKAGE)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    root = Path(spec.submodule_search_locations[0])
+    found = {}
+    for file in sorted(root.rglob("*.py")):
+        module = ".".join((PACKAGE, *file.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found[node.name] = module
+    return found
+
+
+def stock_class(name: str) -> Any:
+    """A trainer class of nnU-Net by its name."""
+    return getattr(importlib.import_module(stock_class_modules()[name]), name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,38 +10,31 @@ import torch
 from nnplug import LossContext, NnplugError
 from nnplug.loss_contract import traits_of
 from nnplug_stock import losses
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from support.stock_trainers import VARIANTS, made_up_dataset_json, made_up_plans, make_trainer
+from support.stock_trainers import made_up_dataset_json, made_up_plans, make_trainer, stock_class
 from torch.nn import functional
 
 IGNORE = 3
-DICE, TOPK, CE = (f"{VARIANTS}.loss.nnUNetTrainer{name}" for name in ("DiceLoss", "TopkLoss", "CELoss"))
 
 # factory, its settings, nnU-Net's class, kinds of data that both take
 EQUAL = [
-    (losses.dice_loss, {}, f"{DICE}:nnUNetTrainerDiceLoss", ("labels", "regions")),
+    (losses.dice_loss, {}, "nnUNetTrainerDiceLoss", ("labels", "regions")),
     (
         losses.dice_ce_loss,
         {"smooth": 0},
-        f"{DICE}:nnUNetTrainerDiceCELoss_noSmooth",
+        "nnUNetTrainerDiceCELoss_noSmooth",
         ("labels", "ignore", "regions", "regions+ignore"),
     ),
-    (losses.dice_ce_loss, {}, "", ("labels", "ignore", "regions", "regions+ignore")),
-    (losses.ce_loss, {}, f"{CE}:nnUNetTrainerCELoss", ("labels", "ignore")),
-    (losses.topk_loss, {"k": 10}, f"{TOPK}:nnUNetTrainerTopk10Loss", ("labels", "ignore")),
-    (losses.topk_loss, {"k": 10, "label_smoothing": 0.1}, f"{TOPK}:nnUNetTrainerTopk10LossLS01", ("labels", "ignore")),
-    (losses.dice_topk_loss, {"k": 10}, f"{TOPK}:nnUNetTrainerDiceTopK10Loss", ("labels", "ignore")),
+    (losses.dice_ce_loss, {}, "nnUNetTrainer", ("labels", "ignore", "regions", "regions+ignore")),
+    (losses.ce_loss, {}, "nnUNetTrainerCELoss", ("labels", "ignore")),
+    (losses.topk_loss, {"k": 10}, "nnUNetTrainerTopk10Loss", ("labels", "ignore")),
+    (losses.topk_loss, {"k": 10, "label_smoothing": 0.1}, "nnUNetTrainerTopk10LossLS01", ("labels", "ignore")),
+    (losses.dice_topk_loss, {"k": 10}, "nnUNetTrainerDiceTopK10Loss", ("labels", "ignore")),
 ]
 CASES = [
-    pytest.param(make, settings, stock, kind, id=f"{make.__name__}-{stock.split(':')[-1] or 'nnUNetTrainer'}-{kind}")
+    pytest.param(make, settings, stock, kind, id=f"{make.__name__}-{stock}-{kind}")
     for make, settings, stock, kinds in EQUAL
     for kind in kinds
 ]
-
-
-def stock_class(reference: str) -> type[nnUNetTrainer]:
-    module, _, name = reference.partition(":")
-    return getattr(import_module(module), name) if name else nnUNetTrainer
 
 
 def context_for(kind: str, dims: int = 3, *, batch_dice: bool = False) -> LossContext:
@@ -82,10 +74,10 @@ def stock_loss(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
 
-    def build(reference: str, kind: str, dims: int, batch_dice: bool) -> Any:
+    def build(name: str, kind: str, dims: int, batch_dice: bool) -> Any:
         plans = made_up_plans(patch_size=(16,) * dims, batch_dice=batch_dice)
         dataset_json = made_up_dataset_json(regions="regions" in kind, ignore_label="ignore" in kind)
-        return make_trainer(stock_class(reference), plans, dataset_json)._build_loss().loss
+        return make_trainer(stock_class(name), plans, dataset_json)._build_loss().loss
 
     return build
 

@@ -7,8 +7,7 @@ import sys
 import pytest
 from nnplug import NnplugError
 from nnplug_stock.optimizers import adan
-from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdan import nnUNetTrainerAdan
-from support.stock_trainers import made_up_dataset_json, made_up_plans, make_trainer
+from support.stock_trainers import made_up_dataset_json, made_up_plans, make_trainer, stock_class
 from torch import nn
 
 
@@ -16,7 +15,7 @@ def test_adan_is_that_of_the_stock_class(tmp_path, monkeypatch):
     pytest.importorskip("adan_pytorch")
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    trainer = make_trainer(nnUNetTrainerAdan, made_up_plans(), made_up_dataset_json())
+    trainer = make_trainer(stock_class("nnUNetTrainerAdan"), made_up_plans(), made_up_dataset_json())
     trainer.network = nn.Linear(2, 2)
     theirs, _ = trainer.configure_optimizers()
     ours = adan(trainer.network.parameters(), lr=trainer.initial_lr, weight_decay=trainer.weight_decay)

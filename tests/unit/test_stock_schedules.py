@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import pytest
 import torch
 from nnplug import NnplugError
 from nnplug_stock.schedules import cosine_lr, poly_lr, warmup_lr
-from support.stock_trainers import VARIANTS, made_up_dataset_json, made_up_plans, make_trainer
+from support.stock_trainers import made_up_dataset_json, made_up_plans, make_trainer, stock_class
 from torch import nn
 
-STOCK = {
-    poly_lr: ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnUNetTrainer"),
-    cosine_lr: (f"{VARIANTS}.lr_schedule.nnUNetTrainerCosAnneal", "nnUNetTrainerCosAnneal"),
-    warmup_lr: (f"{VARIANTS}.lr_schedule.nnUNetTrainer_warmup", "nnUNetTrainer_warmup"),
-}
+STOCK = {poly_lr: "nnUNetTrainer", cosine_lr: "nnUNetTrainerCosAnneal", warmup_lr: "nnUNetTrainer_warmup"}
 
 
 def sgd(lr: float) -> torch.optim.Optimizer:
@@ -43,8 +37,7 @@ def rates(make, initial_lr: float, num_epochs: int, **settings) -> list[float]:
 def test_rates_are_those_of_the_stock_class(make, num_epochs, initial_lr, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    module, name = STOCK[make]
-    trainer = make_trainer(getattr(import_module(module), name), made_up_plans(), made_up_dataset_json())
+    trainer = make_trainer(stock_class(STOCK[make]), made_up_plans(), made_up_dataset_json())
     monkeypatch.setattr(trainer, "print_to_log_file", lambda *_, **__: None)
     trainer.network, trainer.num_epochs, trainer.initial_lr = nn.Linear(1, 1), num_epochs, initial_lr
     trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
