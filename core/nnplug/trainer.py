@@ -142,7 +142,10 @@ class ConfiguredTrainer(nnUNetTrainer):
             value = getattr(self.resolved.config, name)
             if value is not None:
                 setattr(self, name, value)
-        if self.probabilistic_oversampling and self.resolved.config.oversample_foreground_percent is None:
+        if (
+            self.resolved.config.probabilistic_oversampling
+            and self.resolved.config.oversample_foreground_percent is None
+        ):
             self._match_oversampling()
         self._check_mirror_axes()
         self._set_amp()
