@@ -121,10 +121,13 @@ class Manifest:
                 f"{path} was written by a newer nnplug (format {written_format}, this one knows {MANIFEST_FORMAT}). "
                 "Update it: pip install -U nnplug"
             )
-        try:
-            return cls(**{key: content[key] for key in ("name", "config", "distributions", "plans", "dataset_json")})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise NnplugError(f"{path} is not an nnplug manifest ({error!r}). Move the folder away.") from error
+        parts: dict[str, Any] = {key: content.get(key) for key in ("config", "distributions", "plans", "dataset_json")}
+        wrong = [key for key, part in parts.items() if not isinstance(part, dict)]
+        if wrong or not isinstance(content.get("name"), str):
+            raise NnplugError(
+                f"{path} is not an nnplug manifest: check {(wrong or ['name'])[0]}, or move the folder away."
+            )
+        return cls(name=content["name"], **parts)
 
 
 def differences(old: Manifest, new: Manifest) -> list[str]:
