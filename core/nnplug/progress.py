@@ -22,7 +22,7 @@ from nnplug.progress_plot import ThrottledPlot
 __all__ = ["ThrottledPlot", "TrainingProgress", "duration_text"]
 
 MIN_SECONDS_BETWEEN_DRAWINGS = 0.5
-MAX_SHARE_OF_DRAWING = 0.005
+MAX_SHARE_OF_DRAWING = 0.001
 NUM_EPOCHS_FOR_ETA = 5
 
 
@@ -138,7 +138,6 @@ class TrainingProgress:
         if live is not None:
             with contextlib.suppress(OSError, ValueError):
                 live.stop()
-            self._restore_streams()
 
     def _console_of_terminal(self) -> Console | None:
         # rich alone would also draw where FORCE_COLOR is set, as in many CI logs.
@@ -164,7 +163,7 @@ class TrainingProgress:
         return max(1, self.steps_per_epoch - self._first_step) / max(1, self.steps_per_epoch)
 
     def _start_live(self, console: Console) -> None:
-        self._streams = (sys.stdout, sys.stderr)
+        self._streams = {"stdout": sys.stdout, "stderr": sys.stderr}
         # A stream that does not go to the terminal (`> file`, `| program`) has to stay untouched.
         live = Live(
             console=console,
@@ -203,12 +202,6 @@ class TrainingProgress:
             draw()
         except (OSError, ValueError):
             self.close()
-
-    def _restore_streams(self) -> None:
-        # Live puts them back itself unless the terminal failed halfway.
-        for name, stream in zip(("stdout", "stderr"), self._streams, strict=True):
-            if isinstance(getattr(sys, name), FileProxy):
-                setattr(sys, name, stream)
 
     def _last_epoch(self) -> int:
         return max(self.num_epochs, self._epoch + 1)
@@ -258,7 +251,9 @@ def _leave_display_to_parent() -> None:
         if progress._live is not None:
             progress._live = None
             progress._console = None
-            progress._restore_streams()
+            for name, stream in progress._streams.items():
+                if isinstance(getattr(sys, name), FileProxy):
+                    setattr(sys, name, stream)
 
 
 if hasattr(os, "register_at_fork"):
