@@ -117,7 +117,8 @@ class Composer:
         ancestors: tuple[str, ...] = (),
     ) -> Layer:
         """Merge what the names set, then assign. `ancestors` are the names that extend these."""
-        layer = merge([self.flatten(registration, ancestors) for registration in registrations], text)
+        decided = [one.target for one in assignments if "." not in one.target or one.field == "plans"]
+        layer = merge([self.flatten(registration, ancestors) for registration in registrations], decided, text)
         # A whole field first: a setting of a component belongs to the component that was assigned with it.
         for assignment in sorted(assignments, key=lambda assignment: ("." in assignment.target, assignment.target)):
             self._assign(layer, assignment, ancestors)

@@ -58,11 +58,12 @@ class Layer:
         return values
 
 
-def merge(layers: Sequence[Layer], text: str) -> Layer:
+def merge(layers: Sequence[Layer], decided: Sequence[str], text: str) -> Layer:
     """Put trainers together; their order does not matter.
 
     Args:
         layers: one a name.
+        decided: keys that are assigned afterwards, about which they need not agree.
         text: what the user wrote, for messages.
 
     Raises:
@@ -70,7 +71,7 @@ def merge(layers: Sequence[Layer], text: str) -> Layer:
     """
     ordered = sorted(layers, key=lambda layer: layer.name)
     for one, other in combinations(ordered, 2):
-        _check_conflicts(one, other, text)
+        _check_conflicts(one, other, decided, text)
     merged = Layer(text)
     for layer in ordered:
         for key, value in layer.values.items():
@@ -122,19 +123,22 @@ def _equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def _check_conflicts(one: Layer, other: Layer, text: str) -> None:
+def _check_conflicts(one: Layer, other: Layer, decided: Sequence[str], text: str) -> None:
     for key, value in other.values.items():
         for known in [name for name in one.values if _overlap(key, name)]:
             combine = FIELDS[key].combine if key in FIELDS else None
             is_same = known == key and _equal(one.values[key], value)
+            is_same = is_same or any(_overlap(key, target) and _overlap(known, target) for target in decided)
             if not is_same and not (combine and combine(one.values[key], value)):
                 raise _conflict(key, one, other, text)
     # Two names on the same base agree about what it decides, also where one of them goes on to change it.
-    if "base_trainer" in one.values and _equal(one.values["base_trainer"], other.values.get("base_trainer")):
+    if "base_trainer" in decided or (
+        "base_trainer" in one.values and _equal(one.values["base_trainer"], other.values.get("base_trainer"))
+    ):
         return
     for first, second in ((one, other), (other, one)):
         for key in first.implied:
-            if key in second.values:
+            if key in second.values and key not in decided:
                 raise _conflict(key, one, other, text)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from nnplug.checks import Invalid, check_name, did_you_mean
 from nnplug.errors import NnplugError
-from nnplug.fields import CODE_FIELDS, FIELDS, PLANS_FIELDS
+from nnplug.fields import CODE_FIELDS, FIELDS, PLANS_FIELDS, SETTINGS
 from nnplug.values import format_value, parse_value
 
 # nnU-Net's ensembles put two names into one folder name, and 255 bytes is the limit of file systems.
@@ -136,7 +136,7 @@ def canonical_name(names: Iterable[str], assignments: Iterable[str], text: str) 
 def _assignment(target: str, value: str, text: str) -> Assignment:
     field = target.partition(".")[0]
     if field not in FIELDS or FIELDS[field].is_text:
-        hint = did_you_mean(field, FIELDS)
+        hint = did_you_mean(field, SETTINGS)
         raise NnplugError(
             f"'{text}': no field '{field}' can be set{hint}. See the fields with: nnplug show nnUNetTrainer --all"
         )

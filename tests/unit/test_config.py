@@ -316,7 +316,7 @@ def test_the_defaults_that_show_names_are_those_of_nnunet() -> None:
     found = {}
     definitions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
     for node in ast.walk(next(node for node in definitions if node.name == "__init__")):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and node.value.value is not None:
             for target in node.targets:
                 if isinstance(target, ast.Attribute) and target.attr in FIELDS:
                     found.setdefault(target.attr, node.value.value)
