@@ -146,13 +146,21 @@ def copy_to_cpu() -> Callable[[torch.Tensor], torch.Tensor]:
     return copy
 
 
-def load(path: Path, *, map_location: str | torch.device = "cpu", trust_checkpoint: bool = False) -> dict[str, Any]:
+def load(
+    path: Path,
+    *,
+    map_location: str | torch.device = "cpu",
+    trust_checkpoint: bool = False,
+    read_weights: bool = True,
+) -> dict[str, Any]:
     """Read a checkpoint of nnplug or of stock nnU-Net without running code that it may contain.
 
     Args:
         path: the file.
         map_location: device for the tensors, as in ``torch.load``.
         trust_checkpoint: let the file run code (``--trust-checkpoint``); only for files from people you trust.
+        read_weights: False leaves tensors on the disk until they are used, for a quick look at the rest; the checksums
+            of the file are then not compared.
 
     Raises:
         UntrustedCheckpointError: the file wants more than plain values.
@@ -161,8 +169,8 @@ def load(path: Path, *, map_location: str | torch.device = "cpu", trust_checkpoi
     path = Path(path)
     if not path.is_file():
         raise NnplugError(f"There is no checkpoint file {path}.")
-    _check_archive(path)
-    content = _torch_load(path, map_location, trust_checkpoint)
+    is_archive = _check_archive(path, compare_checksums=read_weights)
+    content = _torch_load(path, trust_checkpoint, map_location=map_location, mmap=is_archive and not read_weights)
     if not isinstance(content, dict):
         raise NnplugError(
             f"{path} is not an nnU-Net checkpoint: it holds a {type(content).__name__}, not a dictionary."
@@ -173,13 +181,13 @@ def load(path: Path, *, map_location: str | torch.device = "cpu", trust_checkpoi
     return content
 
 
-def _torch_load(path: Path, map_location: str | torch.device, trust_checkpoint: bool) -> Any:
+def _torch_load(path: Path, trust_checkpoint: bool, **arguments: Any) -> Any:
     try:
         if trust_checkpoint:
-            return torch.load(path, map_location=map_location, weights_only=False)
+            return torch.load(path, weights_only=False, **arguments)
         with torch.serialization.safe_globals(ALLOWED_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that torch did not write; they end in an error of ours
-            content = torch.load(path, map_location=map_location, weights_only=True)
+            content = torch.load(path, weights_only=True, **arguments)
     except OSError as error:
         raise NnplugError(f"{path} could not be read: {error.strerror or error}.") from error
     except pickle.UnpicklingError as error:
@@ -191,8 +199,11 @@ def _torch_load(path: Path, map_location: str | torch.device, trust_checkpoint: 
     return arrays_from_stand_ins(content)
 
 
-def _check_archive(path: Path) -> None:
-    """Compare the checksums that torch.save wrote: torch.load itself takes flipped bytes for weights."""
+def _check_archive(path: Path, *, compare_checksums: bool) -> bool:
+    """Whether the file is a whole archive, torch's format since 1.6.
+
+    torch.load itself takes flipped bytes for weights, so the checksums that torch.save wrote are compared.
+    """
     try:
         if not zipfile.is_zipfile(path):
             if path.stat().st_size == 0:
@@ -201,15 +212,16 @@ def _check_archive(path: Path) -> None:
                 starts_as_archive = file.read(4) == b"PK\x03\x04"
             if starts_as_archive:
                 raise _damaged(path, "its end is missing")
-            return  # torch's format before 1.6, or no checkpoint at all: torch.load tells
+            return False  # torch's older format, or no checkpoint at all: torch.load tells
         with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
+            bad = archive.testzip() if compare_checksums else None
     except OSError as error:
         raise NnplugError(f"{path} could not be read: {error.strerror or error}.") from error
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise _damaged(path, _first_line(error)) from error
     if bad is not None:
         raise _damaged(path, f"the checksum of {bad} is wrong")
+    return True
 
 
 def _damaged(path: Path, reason: str) -> NnplugError:
