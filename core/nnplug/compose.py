@@ -17,7 +17,7 @@ from nnplug.layers import Layer, leaves, merge, nested
 from nnplug.references import FileReference, check_architecture, check_root, describe
 from nnplug.resolved import Origin, ResolvedConfig
 from nnplug.stock_names import BASE, fields_set_by
-from nnplug.terms import Assignment, NameTerm, canonical_name, parse
+from nnplug.terms import Assignment, NameTerm, canonical_name, normalise_distribution, parse
 
 __all__ = ["Catalogue", "Origin", "Registration", "ResolvedConfig", "resolve", "resolve_config"]
 
@@ -140,7 +140,7 @@ class Composer:
             layer.drop(key)
         origin = Origin(registration.name, registration.distribution, registration.version, registration.where)
         if registration.distribution and registration.version:
-            layer.distributions[registration.distribution] = registration.version
+            layer.distributions[normalise_distribution(registration.distribution)] = registration.version
         for key, value in self._own_values(registration).items():
             layer.put(key, value, origin)
         base = layer.values.get("base_trainer")

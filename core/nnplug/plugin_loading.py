@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import traceback
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,7 @@ def load_plugin(
     Args:
         entry: the entry point.
         manager: gets the plugin; where the plugin is refused it is taken out again.
-        taken: names that other entry points of the same distribution registered, with the entry point.
+        taken: names that other entry points of the same distribution registered, with the place.
 
     Returns:
         Its record and its trainers; none where it is refused.
@@ -138,7 +139,10 @@ def _register(plugin: Any, record: PluginRecord, manager: pluggy.PluginManager) 
     if manager.is_registered(plugin):
         raise PluginError(f"registers twice: '{manager.get_name(plugin)}' names the same module")
     _check_unmarked(plugin)
-    manager.register(plugin, name=record.key)
+    try:
+        manager.register(plugin, name=record.key)
+    except pluggy.PluginValidationError as error:
+        raise PluginError(_wrong_arguments(plugin) or str(error)) from error
     callers = manager.get_hookcallers(plugin) or []
     if not callers:
         raise PluginError("has no hook. Mark one with @nnplug.hookimpl, for example register_trainers(register)")
@@ -151,6 +155,18 @@ def _register(plugin: Any, record: PluginRecord, manager: pluggy.PluginManager) 
                 hint = f". Did you mean '{near[0]}'?" if near else f". The hooks are: {', '.join(HOOKS)}"
                 raise PluginError(f"there is no hook '{caller.name}'{hint}") from error
         raise
+
+
+def _wrong_arguments(plugin: Any) -> str | None:
+    for hook in HOOKS:
+        function = getattr(plugin, hook, None)
+        if not hasattr(function, "nnplug_impl"):
+            continue
+        known = list(inspect.signature(getattr(hookspecs, hook)).parameters)
+        unknown = [name for name in inspect.signature(function).parameters if name not in known]
+        if unknown:
+            return f"{hook}({', '.join(known)}) has no argument '{unknown[0]}'"
+    return None
 
 
 def _wrong_api(api: Any) -> str:
@@ -210,9 +226,7 @@ def _check_names(found: list[Registration], taken: dict[str, str]) -> None:
         if name in seen:
             raise PluginError(f"registers '{name}' twice ({seen[name]} and {registration.where})")
         if name in taken:
-            raise PluginError(
-                f"registers '{name}' twice (the entry point '{taken[name]}' of this package does as well)"
-            )
+            raise PluginError(f"registers '{name}' twice (also in {taken[name]} of this package)")
         seen[name] = registration.where or ""
 
 

@@ -135,12 +135,8 @@ class Registry:
 
     def _load(self, entry: EntryPoint) -> PluginRecord:
         name = entry.dist.name if entry.dist else None
-        taken = {
-            one.config.name: one.owner
-            for found in self._registrations.values()
-            for one in found
-            if one.distribution == name
-        }
+        registered = [one for found in self._registrations.values() for one in found if one.distribution == name]
+        taken = {one.config.name: one.where or "" for one in registered}
         record, registrations = load_plugin(entry, self.manager, taken)
         for registration in registrations:
             self._registrations.setdefault(registration.config.name, []).append(registration)

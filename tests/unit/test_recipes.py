@@ -75,8 +75,8 @@ BAD = [
     ("unset = ['seed']", "unset: nothing to drop without extends. Remove unset or name what this extends."),
     (
         "name = 'a__b'",
-        "name: expected a name of letters, digits, '.', '-' and single '_' that begins with a letter and does not end with "
-        "'_', got 'a__b'.",
+        "name: expected a name of letters, digits, '.', '-' and single '_' that begins with a letter and does not end "
+        "with '_', got 'a__b'.",
     ),
     ("num_epochs = ", "not valid TOML: Invalid value (at end of document)."),
     (b"name = '\xff'", "not a text file in UTF-8."),

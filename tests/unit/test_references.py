@@ -143,8 +143,8 @@ def test_everything_can_be_described() -> None:
 )
 def test_a_file_may_not_name_other_packages(ref: str) -> None:
     assert refused(ref) == (
-        f"'{ref}' is outside of what a file may name: torch, monai, nnunetv2, dynamic_network_architectures and packages "
-        "of installed plugins. If you trust the file and that code, add --trust-code."
+        f"'{ref}' is outside of what a file may name: torch, monai, nnunetv2, dynamic_network_architectures and "
+        "packages of installed plugins. If you trust the file and that code, add --trust-code."
     )
 
 
