@@ -11,7 +11,7 @@ from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Any
 
-from nnplug.network_replica import replica_of, unwrapped
+from nnplug.network_replica import forked_random_state, replica_of, unwrapped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,14 +86,16 @@ def _save_diagram(network: nn.Module, input_shape: tuple[int, ...], path: Path) 
 
 def _diagram_source(draw_graph: Any, network: nn.Module, input_shape: tuple[int, ...]) -> str:
     """The diagram in the language of dot, at the greatest depth that has few enough boxes."""
+    import torch
+
     began = time.monotonic()
     best: str | None = None
     for depth in range(1, MAX_DEPTH + 1):
-        with warnings.catch_warnings():
+        with forked_random_state("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = draw_graph(
                 network,
-                input_size=input_shape,
+                input_data=torch.empty(input_shape, device="meta"),
                 device="meta",
                 depth=depth,
                 expand_nested=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,3 +46,13 @@ def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
     return empty
+
+
+def forked_random_state(device: torch.device | str) -> AbstractContextManager[None]:
+    """Random numbers drawn inside change nothing outside. Leaves GPUs alone that are not the device."""
+    import torch
+
+    device = torch.device(device)
+    if device.type in ("meta", "cpu"):
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)

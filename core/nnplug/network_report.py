@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nnplug.network_diagram import save_diagram
-from nnplug.network_replica import replica_of, unwrapped
+from nnplug.network_replica import forked_random_state, replica_of, unwrapped
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,8 @@ class LayerSummary:
         depth: 1 for the network's direct children.
         num_parameters: parameters in the module and below. One that several modules share counts in the first of them
             (nnU-Net's decoders hold their encoder).
-        multiply_adds: of all calls in one forward pass; None where the pass could not be followed.
+        multiply_adds: of all calls in one forward pass, of its modules where it is only a list of them; None where
+            the pass could not be followed.
         output_shape: of the last call's first tensor, batch included; None where the module was not called.
     """
 
@@ -172,16 +173,23 @@ class _Recorder:
 
     def run(self, network: nn.Module, input_shape: tuple[int, ...], device: torch.device | str) -> None:
         import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
         from torch.utils.flop_counter import FlopCounterMode
 
         counter = FlopCounterMode(display=False)
         for name, module in network.named_modules():
             self._watch(name, module, counter)
-        with torch.random.fork_rng(), torch.enable_grad(), warnings.catch_warnings():
+        with forked_random_state(device), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             x_BC = torch.zeros(input_shape, device=device)
-            with self._keeping(network), counter:
+            # The counter does not know the CPU's fused attention.
+            with sdpa_kernel(SDPBackend.MATH), self._keeping(network), counter:
                 network(x_BC)
+        # A list of modules is never called itself.
+        for name, module in reversed(list(network.named_modules())):
+            if name not in self.multiply_adds:
+                children = (f"{name}.{child}" for child, _ in module.named_children())
+                self.multiply_adds[name] = sum(self.multiply_adds.get(child, 0) for child in children)
 
     def _watch(self, name: str, module: nn.Module, counter: Any) -> None:
         begun: list[int] = []
