@@ -18,7 +18,7 @@ class PatchRule:
         network: its name, for the message.
         divisor: voxels per axis that make one voxel of the coarsest level.
         must_divide: every side must be a multiple of ``divisor`` (otherwise only not smaller than it).
-        min_coarse_voxels: voxels that the coarsest level needs; 2 where a norm takes the statistics of one sample there.
+        min_coarse_voxels: voxels that the coarsest level needs; 2 where a norm takes the statistics of one sample.
         only: the one size that the network was built for, where its position embedding fixes it.
     """
 

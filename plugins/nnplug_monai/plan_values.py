@@ -17,6 +17,7 @@ _NORMS = {
     nn.InstanceNorm3d: "instance",
     nn.BatchNorm2d: "batch",
     nn.BatchNorm3d: "batch",
+    nn.SyncBatchNorm: "syncbatch",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +20,15 @@ LOSSES = {
     "hausdorff_dt": losses.HausdorffDTLoss,
 }
 IGNORE = 3
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small only wait for each other's threads on a busy machine."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 def make(name: str, *, dims: int = 3, regions: bool = False, ignore: bool = False, **settings: Any) -> torch.nn.Module:
