@@ -60,12 +60,12 @@ def read_header(path: Path, reader: str) -> ImageHeader | None:
         if path.stat().st_size == 0:
             raise UnreadableImageError("the file is empty")
         header = read(path)
+        if reader == "SimpleITKIO" and path.name.endswith((".nii", ".nii.gz")):
+            _check_whole_nifti(path)
     except UnreadableImageError:
         raise
     except Exception as error:  # every library has its own, and each means the same here
         raise UnreadableImageError(reason(error)) from error
-    if reader == "SimpleITKIO" and path.name.endswith((".nii", ".nii.gz")):
-        _check_whole_nifti(path)
     return header
 
 

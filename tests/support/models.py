@@ -65,7 +65,7 @@ def make_plans(channels: Sequence[str] = ("MRI",), **changes: Any) -> dict[str, 
         "configurations": {"3d_fullres": configuration},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {},
+        "foreground_intensity_properties_per_channel": {str(index): {} for index, _ in enumerate(channels)},
     }
 
 
@@ -91,15 +91,19 @@ def write_checkpoint(path: Path, plans: Mapping[str, Any], dataset_json: Mapping
     import torch
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    configuration = plans["configurations"]["3d_fullres"]
+    architecture = configuration["architecture"]
+    num_labels = len(dataset_json["labels"])
+    # a cascade's second stage also sees one channel for each label of the first stage
+    num_inputs = len(dataset_json["channel_names"]) + (num_labels - 1 if configuration.get("previous_stage") else 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(sum(path.parent.name.encode()))
         network = get_network_from_plans(
             architecture["network_class_name"],
             architecture["arch_kwargs"],
             architecture["_kw_requires_import"],
-            len(dataset_json["channel_names"]),
-            len(dataset_json["labels"]),
+            num_inputs,
+            num_labels,
             deep_supervision=True,
         )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,10 +129,14 @@ def write_checkpoint(path: Path, plans: Mapping[str, Any], dataset_json: Mapping
 
 
 def make_model_folder(
-    folder: Path, folds: Sequence[int | str] = (0,), channels: Sequence[str] = ("MRI",), **changes: Any
+    folder: Path,
+    folds: Sequence[int | str] = (0,),
+    channels: Sequence[str] = ("MRI",),
+    plans: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> Path:
     """A model folder that nnU-Net predicts with; ``changes`` replaces entries of the checkpoints."""
-    plans, dataset_json = make_plans(channels), make_dataset_json(channels)
+    plans, dataset_json = plans or make_plans(channels), make_dataset_json(channels)
     write_descriptions(folder, plans, dataset_json)
     for fold in folds:
         write_checkpoint(folder / f"fold_{fold}" / "checkpoint_final.pth", plans, dataset_json, **changes)

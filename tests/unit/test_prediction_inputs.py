@@ -220,7 +220,7 @@ def test_a_half_written_prediction_is_not_complete(tmp_path: Path, ending: str) 
     whole.write_bytes(source.read_bytes())
     assert is_complete(case, whole.parent, model, save_probabilities=False)
     assert check_inputs(tmp_path / "in", whole.parent, model, continue_prediction=True) == ([case], [])
-    for share in (0.0, 0.1, 0.5, 0.98):
+    for share in (0.0, 0.001, 0.01, 0.1, 0.5, 0.98):
         whole.write_bytes(source.read_bytes()[: int(source.stat().st_size * share)])
         assert not is_complete(case, whole.parent, model, save_probabilities=False), share
 
