@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 MAX_BOXES = 48
-MAX_DEPTH = 12
+FIRST_DEPTH = 3
 SECONDS_FOR_TRACING = 1.0
 SECONDS_FOR_LAYOUT = 20.0
 MISSING_PACKAGES = "the packages that draw it are missing. Install them with: pip install 'nnplug[diagram]'"
@@ -84,28 +84,40 @@ def _save_diagram(network: nn.Module, input_shape: tuple[int, ...], path: Path) 
     return path
 
 
-def _diagram_source(draw_graph: Any, network: nn.Module, input_shape: tuple[int, ...]) -> str:
+def _diagram_source(draw_graph: Callable[..., Any], network: nn.Module, input_shape: tuple[int, ...]) -> str:
     """The diagram in the language of dot, at the greatest depth that has few enough boxes."""
+    began = time.monotonic()
+    source = _source_at(FIRST_DEPTH, draw_graph, network, input_shape)
+    depth = FIRST_DEPTH
+    while _num_boxes(source) > MAX_BOXES and depth > 1:
+        depth -= 1
+        source = _source_at(depth, draw_graph, network, input_shape)
+    if depth < FIRST_DEPTH:
+        return source
+    while time.monotonic() - began < SECONDS_FOR_TRACING:
+        depth += 1
+        deeper = _source_at(depth, draw_graph, network, input_shape)
+        if deeper == source or _num_boxes(deeper) > MAX_BOXES:
+            break
+        source = deeper
+    return source
+
+
+def _source_at(depth: int, draw_graph: Callable[..., Any], network: nn.Module, input_shape: tuple[int, ...]) -> str:
     import torch
 
-    began = time.monotonic()
-    best: str | None = None
-    for depth in range(1, MAX_DEPTH + 1):
-        with forked_random_state("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            graph = draw_graph(
-                network,
-                input_data=torch.empty(input_shape, device="meta"),
-                device="meta",
-                depth=depth,
-                expand_nested=True,
-                mode="train" if network.training else "eval",
-            )
-        source = graph.visual_graph.source
-        too_many = source.count("<TABLE") > MAX_BOXES
-        if best is None or not too_many:
-            unchanged, best = source == best, source
-        if too_many or unchanged or time.monotonic() - began > SECONDS_FOR_TRACING:
-            break
-    assert best is not None
-    return best
+    with forked_random_state("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = draw_graph(
+            network,
+            input_data=torch.empty(input_shape, device="meta"),
+            device="meta",
+            depth=depth,
+            expand_nested=True,
+            mode="train" if network.training else "eval",
+        )
+    return str(graph.visual_graph.source)
+
+
+def _num_boxes(source: str) -> int:
+    return source.count("<TABLE")
