@@ -440,6 +440,29 @@ def test_writer_keeps_tied_weights_tied_and_stores_no_more_than_a_view(tmp_path:
     assert stored["row"].shape == (1000,)
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor(3),
+        torch.zeros(0, 2),
+        torch.ones(2, dtype=torch.bfloat16),
+        torch.tensor([1 + 2j]).conj(),
+        torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last),
+        torch.arange(6).reshape(2, 3).T,
+        torch.ones(3).to_sparse(),
+        torch.zeros(3).expand(4, 3),
+    ],
+    ids=lambda tensor: f"{tensor.dtype} {tuple(tensor.shape)} {tensor.layout}",
+)
+def test_writer_stores_every_kind_of_tensor(tmp_path: Path, tensor: torch.Tensor) -> None:
+    writer = Writer()
+    writer.write({"tensor": tensor}, tmp_path / "a.pth")
+    writer.close()
+    stored = torch.load(tmp_path / "a.pth", weights_only=True)["tensor"]
+    assert (stored.dtype, stored.shape, stored.layout) == (tensor.dtype, tensor.shape, tensor.layout)
+    assert torch.equal(stored.to_dense(), tensor.to_dense())
+
+
 class SlowDisk:
     """Holds the writer at its first file until released, and notes what is written."""
 
