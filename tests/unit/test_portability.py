@@ -24,7 +24,7 @@ def resolved(**fields: object) -> ResolvedConfig:
     "fields",
     [
         {},
-        {"num_epochs": 5, "loss_fn": lambda output, target: 0.0, "sampler": "acme.x:Y"},
+        {"num_epochs": 5, "loss_fn": lambda *_: 0.0, "sampler": "acme.x:Y"},
         {"network_builder": "acme.net:Net"},
         {"network_builder": build_network},
         {"extends": "nnUNetTrainerBN"},
@@ -40,7 +40,7 @@ def test_a_builder_that_can_not_be_imported() -> None:
     reason = stock_prediction_obstacle(resolved(network_builder=lambda **_: None))
     assert reason is not None
     assert reason.startswith(
-        "network_builder: 'test_portability:test_a_builder_that_can_not_be_imported.<locals>.<lambda>' can"
+        f"network_builder: '{__name__}:test_a_builder_that_can_not_be_imported.<locals>.<lambda>' can"
     )
     assert reason.endswith("it is a lambda. Write a function with def in a module.")
 
@@ -56,15 +56,16 @@ def test_a_third_party_class_that_builds_its_network(tmp_path: Path, monkeypatch
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
     assert stock_prediction_obstacle(resolved(extends="Longer")) is None
     assert stock_prediction_obstacle(resolved(extends="Derived")) == (
-        "Own makes the network itself (base_trainer is nnUNet_extTrainer:Derived), and stock nnU-Net finds that class only "
-        "in a folder of nnUNet_extTrainer"
+        "Own makes the network itself (base_trainer is nnUNet_extTrainer:Derived), and stock nnU-Net finds that class "
+        "only in a folder of nnUNet_extTrainer"
     )
     assert stock_prediction_obstacle(resolved(extends="Derived", network_builder="acme.net:Net")) is None
 
 
 def test_resampling_of_a_plugin() -> None:
     assert stock_prediction_obstacle(resolved(plans={"resampling_fn_probabilities": "acme_resample"})) == (
-        "plans.resampling_fn_probabilities: nnU-Net looks for 'acme_resample' in its own package only, and it is not there"
+        "plans.resampling_fn_probabilities: nnU-Net looks for 'acme_resample' in its own package only, and it is "
+        "not there"
     )
 
 
