@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 import warnings
@@ -11,6 +10,8 @@ from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Any
 
+from nnplug.atomic_file import replace_file
+from nnplug.errors import NnplugError
 from nnplug.network_replica import forked_random_state, replica_of, unwrapped
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def save_diagram(
         return _save_diagram(network, input_shape, path)
     except Exception as error:
         # torchview wraps what the network raised in an error of its own that says nothing.
-        cause = error.__cause__ or error
-        reason = str(cause) if isinstance(cause, _NoDiagram) else f"{type(cause).__name__}: {cause}"
+        cause = error if isinstance(error, NnplugError) else error.__cause__ or error
+        reason = str(cause) if isinstance(cause, (_NoDiagram, NnplugError)) else f"{type(cause).__name__}: {cause}"
         if log is not None:
             log(f"No {path.name}: {' '.join(reason.split())}")
         return None
@@ -75,12 +76,7 @@ def _save_diagram(network: nn.Module, input_shape: tuple[int, ...], path: Path) 
         raise _NoDiagram(f"dot needed more than {SECONDS_FOR_LAYOUT:.0f} s") from None
     if done.returncode != 0 or not done.stdout.startswith(b"%PDF"):
         raise _NoDiagram(f"dot failed: {done.stderr.decode(errors='replace')}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(done.stdout)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, lambda file: file.write(done.stdout))
     return path
 
 

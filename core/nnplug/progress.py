@@ -119,7 +119,9 @@ class TrainingProgress:
         data_seconds: float | None,
     ) -> None:
         """Write the line of the epoch. ``data_seconds`` is the part of ``epoch_seconds`` spent waiting for data."""
-        self._durations.append(epoch_seconds / self._share_to_run())
+        # Of a resumed epoch, epoch_seconds may hold what it took before the interruption; only what was seen is sure.
+        seen = self._clock() - self._epoch_began
+        self._durations.append(seen / self._share_to_run() if self._first_step else epoch_seconds)
         parts = [
             _value_text("loss", train_loss, 4),
             _value_text("val", val_loss, 4),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from nnplug.atomic_file import replace_file
 
 MAX_SHARE_OF_PLOTTING = 0.01
 EXPECTED_SECONDS_OF_FIRST_PLOT = 0.5
@@ -87,7 +85,7 @@ class ThrottledPlot:
             plot_progress(logging, self.path)
             self.error = None
         except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"
+            self.error = str(error) or type(error).__name__
         self._expected = self._clock() - began
         self._spent += self._expected
 
@@ -132,13 +130,4 @@ def plot_progress(logging: Mapping[str, Sequence[float]], path: Path) -> None:
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    _save_in_one_step(figure, path)
-
-
-def _save_in_one_step(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=100)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, lambda file: figure.savefig(file, format="png", dpi=100))
