@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from importlib import import_module
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from nnplug.config import Component, TrainerConfig
 from nnplug.errors import NnplugError
-from nnplug.hookspecs import EpochMetrics, TrainingRun, hookimpl
+from nnplug.hookspecs import API_VERSION, EpochMetrics, TrainingRun, hookimpl
 from nnplug.loss_contract import LossContext, loss_traits
 
 if TYPE_CHECKING:
     from nnplug.compose import ResolvedConfig
     from nnplug.prediction import predict
     from nnplug.training import train
-
-API_VERSION = 1
 
 __all__ = [
     "API_VERSION",
@@ -42,7 +41,7 @@ _LAZY = {
 }
 
 
-def resolve(trainer: str | TrainerConfig, *, trust_code: bool = False) -> ResolvedConfig:
+def resolve(trainer: str | PathLike[str] | TrainerConfig, *, trust_code: bool = False) -> ResolvedConfig:
     """Decide everything about a trainer: see `nnplug.registry.Registry.resolve`."""
     from nnplug.registry import get_registry
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from nnplug.config import TrainerConfig
 
 PROJECT = "nnplug"
+# Of the hooks and of the public names. A plugin can say NNPLUG_API = 1 and is refused by an nnplug with another number.
+API_VERSION = 1
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

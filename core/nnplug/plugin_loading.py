@@ -19,9 +19,9 @@ from nnplug.compose import Registration
 from nnplug.config import TrainerConfig
 from nnplug.errors import NnplugError
 from nnplug.fields import FIELDS
+from nnplug.hookspecs import API_VERSION
 from nnplug.recipes import read_recipe
 
-API_VERSION = 1
 RESERVED_NAMES = frozenset({"all", "none", "true", "false", *FIELDS})
 # nnU-Net's own classes are named like this.
 RESERVED_PREFIXES = ("nnUNetTrainer", "nnUNet_")

@@ -6,6 +6,7 @@ record, so that one broken package never hides the others.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -113,11 +114,13 @@ class Registry:
             raise UnknownTrainerError(self._unknown(term))
         return stock_registration(stock)
 
-    def resolve(self, trainer: str | TrainerConfig | ResolvedConfig, *, trust_code: bool = False) -> ResolvedConfig:
+    def resolve(
+        self, trainer: str | os.PathLike[str] | TrainerConfig | ResolvedConfig, *, trust_code: bool = False
+    ) -> ResolvedConfig:
         """Decide everything about a trainer.
 
         Args:
-            trainer: text as after ``-tr``, or a config built in Python.
+            trainer: text as after ``-tr``, the path of a recipe, or a config built in Python.
             trust_code: follow references in files to anywhere.
 
         Raises:
@@ -127,7 +130,7 @@ class Registry:
             return trainer
         if isinstance(trainer, TrainerConfig):
             return compose.resolve_config(self._registration_of(trainer), self, trust_code=trust_code)
-        return compose.resolve(trainer, self, trust_code=trust_code)
+        return compose.resolve(os.fspath(trainer), self, trust_code=trust_code)
 
     def call_plugin(self, record: PluginRecord, hook_name: str, **kwargs: Any) -> Any:
         """Call one hook of one plugin; None where it does not implement the hook."""
@@ -174,7 +177,7 @@ class Registry:
         if near:
             message += f" Did you mean '{near}'?"
         elif match:
-            message += f" It looks like a recipe that was given as a file; give the file: -tr {match[1]}.toml"
+            message += f" It looks like a recipe given as a file: give the file again, -tr {match[1]}.toml."
         message += " List them with: nnplug trainers."
         return message + _broken(self.failures)
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from nnplug.checks import Invalid, check_name, did_you_mean
@@ -71,6 +72,8 @@ def parse(text: str) -> tuple[list[NameTerm], list[Assignment]]:
     """
     if not text or not text.strip():
         raise NnplugError("The trainer name is empty. List the trainers with: nnplug trainers")
+    if text.endswith(".toml") and Path(text).is_file():
+        return [NameTerm(text, path=text)], []  # also where the path has a '+' or '=' in it
     names: list[NameTerm] = []
     assignments: list[Assignment] = []
     for term in split(text):

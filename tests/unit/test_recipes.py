@@ -111,10 +111,18 @@ def test_a_recipe_by_path_composes(tmp_path: Path) -> None:
     path = write(tmp_path, "num_epochs = 5\n[loss_fn]\nuse = 'torch.nn:MSELoss'\n")
     name = read_file_recipe(path).name
     registry = Registry([])
+    assert registry.resolve(path).name == name
     resolved = registry.resolve(f"initial_lr=1e-3+{path}")
     assert resolved.name == f"{name}+initial_lr=0.001"
     assert resolved.origins["num_epochs"].file == str(path)
     assert registry.resolve(f"num_epochs=9+loss_fn=@{path}").name == f"loss_fn=@{name}+num_epochs=9"
+
+
+def test_a_path_may_hold_any_character(tmp_path: Path) -> None:
+    folder = tmp_path / "a+b=c @d"
+    folder.mkdir()
+    path = write(folder, "num_epochs = 5")
+    assert Registry([]).resolve(str(path)).config.num_epochs == 5
 
 
 def test_the_name_of_a_recipe_by_path_is_explained(tmp_path: Path) -> None:
@@ -122,7 +130,7 @@ def test_the_name_of_a_recipe_by_path_is_explained(tmp_path: Path) -> None:
     with pytest.raises(NnplugError) as error:
         Registry([]).resolve(name)
     assert str(error.value) == (
-        f"Unknown trainer '{name}'. It looks like a recipe that was given as a file; give the file: -tr my.toml "
+        f"Unknown trainer '{name}'. It looks like a recipe given as a file: give the file again, -tr my.toml. "
         "List them with: nnplug trainers."
     )
 

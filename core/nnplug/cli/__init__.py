@@ -8,7 +8,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from nnplug.errors import NnplugError
@@ -47,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for name in filter(lambda name: find_spec(f"nnplug.cli.{name}"), COMMANDS):
+    for name in COMMANDS:
         import_module(f"nnplug.cli.{name}").add_parser(subparsers)
     for command in subparsers.choices.values():
         _finish(command)

@@ -108,5 +108,6 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for row in rows:
         note = "(two plugins use this name) " if row["ambiguous"] else ""
-        line = f"{row['name']:<{names}}  {row['distribution']:<{owners}}  {note}{row['description'] or ''}".rstrip()
+        description = (row["description"] or "").partition("\n")[0]
+        line = f"{row['name']:<{names}}  {row['distribution']:<{owners}}  {note}{description}".rstrip()
         print(line[:width])

@@ -1,0 +1,178 @@
+"""The command line itself: exit codes, help, completion, and the speed that keeps it pleasant."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nnplug
+import pytest
+from nnplug import NnplugError, cli
+from nnplug.cli import COMMANDS, complete_trainers, main
+from support.commands import clean_environment
+from support.plugin_packages import PluginSite, trainers
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, *options: str) -> int:
+    """The exit code of a command that raises."""
+
+    def run(_: object) -> int:
+        if error is not None:
+            raise error
+        return 0
+
+    monkeypatch.setattr("nnplug.cli.env.run", run)
+    return main([*options, "env"])
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, NnplugError("no such thing")) == 2
+    assert capsys.readouterr() == ("", "nnplug: error: no such thing\n")
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "show", "zork"], ["show", "zork", "--debug"]])
+def test_debug_shows_the_traceback(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):")
+    assert shown.splitlines()[-1].startswith("nnplug: error: Unknown trainer 'zork'.")
+
+
+def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "nnplug: interrupted\n"
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_main(monkeypatch, ZeroDivisionError())
+
+
+def test_the_exit_code_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_main(monkeypatch, None) == 0
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"nnplug {nnplug.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["zork"], ["trainers", "--zork"], ["trainers", "--js"]])
+def test_wrong_arguments_are_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: nnplug" in capsys.readouterr().err
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["-h"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"\n    {name}" in shown
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "-h"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "example" in shown
+    assert f"nnplug {name}" in shown.partition("example")[2]
+
+
+def test_every_command_module_is_listed() -> None:
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__"}
+    assert modules == set(COMMANDS)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom nnplug.cli import build_parser\nbuild_parser()\n"
+        "print([name for name in ('torch', 'nnunetv2', 'numpy', 'rich', 'nnplug.registry') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    command = f"{sys.executable} -m nnplug trainers --json | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[\n", "")
+
+
+def test_completion(installed: PluginSite) -> None:
+    installed.add("nets", code=trainers("name='unet_a', seed=1", "name='unet_b', seed=1", "name='blob', loss_fn='a:b'"))
+    assert complete_trainers("unet") == ["unet_a", "unet_b"]
+    assert complete_trainers("unet_a+bl") == ["unet_a+blob"]
+    assert complete_trainers("unet_a+num_e") == ["unet_a+num_epochs="]
+    assert complete_trainers("unet_a+loss_fn=@b") == ["unet_a+loss_fn=@blob"]
+    assert complete_trainers("zork") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("nnplug tra", {"train", "trainers"}),
+        ("nnplug show unet_", {"unet_a"}),
+        ("nnplug train 4 2d 0 -tr unet_", {"unet_a"}),
+    ],
+)
+def test_completion_in_a_shell(site: PluginSite, tmp_path: Path, line: str, expected: set[str]) -> None:
+    site.add("nets", code=trainers("name='unet_a', seed=1"))
+    answer = tmp_path / "answer"
+    environment = clean_environment(
+        {
+            "PYTHONPATH": str(site.folder),
+            "_ARGCOMPLETE": "1",
+            "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+            "_ARGCOMPLETE_IFS": "\n",
+            "COMP_LINE": line,
+            "COMP_POINT": str(len(line)),
+            "COMP_TYPE": "9",
+        }
+    )
+    subprocess.run([sys.executable, "-m", "nnplug"], env=environment, check=True, capture_output=True)
+    assert {word.strip() for word in answer.read_text().split("\n")} == expected
+
+
+def fastest(command: list[str], environment: dict[str, str], repeats: int) -> float:
+    """Seconds of the fastest of several cold processes: load on the machine only ever adds."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@pytest.fixture(scope="module")
+def stock_import_seconds() -> float:
+    code = "import warnings; warnings.simplefilter('ignore'); import nnunetv2.run.run_training"
+    return fastest([sys.executable, "-c", code], clean_environment(), 3)
+
+
+@pytest.mark.parametrize(("num_plugins", "share"), [(0, 0.10), (200, 0.20)])
+def test_listing_takes_a_small_share_of_importing_nnunet(
+    site: PluginSite, stock_import_seconds: float, num_plugins: int, share: float
+) -> None:
+    for number in range(num_plugins):
+        site.add(
+            f"made-up-{number}", code=trainers(f"name='made_{number}', network_builder='made_up_{number}.net:Net'")
+        )
+    command = [sys.executable, "-m", "nnplug", "trainers"]
+    environment = clean_environment({"PYTHONPATH": str(site.folder)})
+    first = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert first.stdout.count("made-up-") == num_plugins
+    seconds = fastest(command, environment, 5)
+    assert seconds <= share * stock_import_seconds, (seconds, stock_import_seconds, os.getloadavg())
