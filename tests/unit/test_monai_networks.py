@@ -6,7 +6,6 @@ import copy
 import importlib
 import inspect
 import json
-import os
 import pickle
 import re
 import subprocess
@@ -225,6 +224,7 @@ def test_network_can_be_copied_and_pickled_after_a_step(case: Case) -> None:
 DDP_STEPS = """
 import os, sys
 import torch
+sys.path.insert(0, sys.argv[2])
 import test_monai_networks as tests
 
 torch.set_num_threads(1)
@@ -239,9 +239,8 @@ os._exit(0)
 
 
 def test_ddp_accepts_every_network_without_deep_supervision(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", DDP_STEPS, str(tmp_path / "store")]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    command = [sys.executable, "-c", DDP_STEPS, str(tmp_path / "store"), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [case.name for case in IN_2D]
 
