@@ -22,7 +22,8 @@ from nnplug.progress_plot import ThrottledPlot
 __all__ = ["ThrottledPlot", "TrainingProgress", "duration_text"]
 
 MIN_SECONDS_BETWEEN_DRAWINGS = 0.5
-MAX_SHARE_OF_DRAWING = 0.001
+MAX_SECONDS_BETWEEN_DRAWINGS = 2.0
+SHARE_OF_DRAWING = 0.001
 NUM_EPOCHS_FOR_ETA = 5
 
 
@@ -186,8 +187,9 @@ class TrainingProgress:
         self._guarded(lambda: live.update(self._picture(began), refresh=True))
         if self._live is not None:
             now = self._clock()
-            pause = max(MIN_SECONDS_BETWEEN_DRAWINGS, (now - began) / MAX_SHARE_OF_DRAWING)
-            self._next_drawing = now + pause
+            pause = max(MIN_SECONDS_BETWEEN_DRAWINGS, (now - began) / SHARE_OF_DRAWING)
+            # A drawing that happened to be interrupted by other programs must not stop the display for long.
+            self._next_drawing = now + min(MAX_SECONDS_BETWEEN_DRAWINGS, pause)
 
     def _write_line(self, line: str) -> None:
         console = self._console
