@@ -160,7 +160,7 @@ def _register(plugin: Any, record: PluginRecord, manager: pluggy.PluginManager) 
 def _wrong_arguments(plugin: Any) -> str | None:
     for hook in HOOKS:
         function = getattr(plugin, hook, None)
-        if not hasattr(function, "nnplug_impl"):
+        if function is None or not hasattr(function, "nnplug_impl"):
             continue
         known = list(inspect.signature(getattr(hookspecs, hook)).parameters)
         unknown = [name for name in inspect.signature(function).parameters if name not in known]
