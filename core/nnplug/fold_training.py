@@ -162,7 +162,7 @@ def _load(trainer: Any, job: FoldJob) -> bool:
         path, checkpoint, messages = find_resumable(job.fold_folder, trust_checkpoint=job.trust_checkpoint)
         for message in messages:
             print(f"nnplug: {message}")
-        trainer.load_checkpoint(checkpoint)
+        trainer.resume(path, checkpoint)
         trainer.print_to_log_file(f"Continuing from {path.name} at epoch {trainer.current_epoch}.")
         return path.name == FINAL and trainer.current_epoch >= trainer.num_epochs
     elif job.pretrained_weights is not None:

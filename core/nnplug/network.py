@@ -14,12 +14,14 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch as replaced
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -128,6 +130,13 @@ def _write_builder(settings: dict[str, Any], component: Component, resolved: Res
         raise NnplugError(
             f"network_builder {reference} has no setting '{unknown[0]}'. It takes: {', '.join(accepted)}."
         )
+    set_by_parts = (resolved.config.plans or {}).get("architecture", {}).get("arch_kwargs", {})
+    unused = [key for key in set_by_parts if key not in accepted and not takes_any]
+    if unused:
+        raise NnplugError(
+            f"'{resolved.name}' sets plans.architecture.arch_kwargs.{unused[0]}, which network_builder {reference} does not "
+            f"take: it would change nothing. It takes: {', '.join(accepted)}."
+        )
     if "patch_size" in accepted:
         arch_kwargs["patch_size"] = list(settings["patch_size"])
     if not takes_any:
@@ -233,7 +242,7 @@ def dry_run(
 def _run_once(build: BuildNetwork, patch: Size, deep_supervision: bool, shape: Size) -> Any:
     try:
         # the context makes tensors that the network creates by itself meta tensors as well
-        with torch.device("meta"), torch.no_grad():
+        with torch.device("meta"), torch.no_grad(), _without_ddp():
             return build(patch, deep_supervision).train()(torch.empty(shape))
     except Exception as error:
         if "meta" not in str(error).lower() and not isinstance(error, NotImplementedError):
@@ -244,6 +253,11 @@ def _run_once(build: BuildNetwork, patch: Size, deep_supervision: bool, shape: S
     tensors = output if isinstance(output, list | tuple) else [output]
     grown = [t.expand(shape[0], *t.shape[1:]) if isinstance(t, torch.Tensor) and len(t) == 1 else t for t in tensors]
     return grown if isinstance(output, list | tuple) else grown[0]
+
+
+def _without_ddp() -> AbstractContextManager[Any]:
+    """SyncBatchNorm refuses meta tensors where it would have to talk to other processes."""
+    return replaced.object(torch.distributed, "is_initialized", lambda: False)
 
 
 def _check_outputs(output: Any, batch_size: int, num_classes: int, patch: Size) -> NetworkOutputs:

@@ -389,15 +389,22 @@ class ResumableTrainer(nnUNetTrainer):
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        if overrides(self.base_trainer, "load_checkpoint"):
-            super().load_checkpoint(filename_or_checkpoint)
-            return
-        if not self.was_initialized:
-            self.initialize()
         checkpoint = filename_or_checkpoint
         if not isinstance(checkpoint, dict):
             path = Path(checkpoint)
             checkpoint = load(path, map_location=self.device, trust_checkpoint=self.trust_checkpoint)
+        if overrides(self.base_trainer, "load_checkpoint"):
+            super().load_checkpoint(filename_or_checkpoint)
+        else:
+            self._load_state(checkpoint)
+        partial = checkpoint.get("nnplug", {}).get("partial_epoch") or {}
+        self._epoch_losses = list(partial.get("losses", []))
+        self._seconds_before = partial.get("seconds", 0.0)
+        self._is_resumed = True
+
+    def _load_state(self, checkpoint: dict[str, Any]) -> None:
+        if not self.was_initialized:
+            self.initialize()
         self.bare_network().load_state_dict(checkpoint["network_weights"])
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
@@ -406,10 +413,10 @@ class ResumableTrainer(nnUNetTrainer):
         self.logger.load_checkpoint(checkpoint["logging"])
         self._best_ema = checkpoint["_best_ema"]
         self.inference_allowed_mirroring_axes = checkpoint.get("inference_allowed_mirroring_axes")
-        partial = checkpoint.get("nnplug", {}).get("partial_epoch") or {}
-        self._epoch_losses = list(partial.get("losses", []))
-        self._seconds_before = partial.get("seconds", 0.0)
-        self._is_resumed = True
+
+    def resume(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """Continue from a checkpoint that was read already; base trainers with a reading of their own get its path."""
+        self.load_checkpoint(str(path) if overrides(self.base_trainer, "load_checkpoint") else checkpoint)
 
     # --- logs
 

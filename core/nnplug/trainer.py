@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, ClassVar
 from unittest.mock import patch as replaced
@@ -32,7 +33,7 @@ from nnplug.errors import NnplugError
 from nnplug.loaders import build_augmenters
 from nnplug.loss_contract import LossContext
 from nnplug.network import call_accepted
-from nnplug.references import load
+from nnplug.references import describe, load
 from nnplug.resolved import ResolvedConfig
 from nnplug.resumable import ResumableTrainer, overrides
 
@@ -107,6 +108,14 @@ def stock_trainer_name(trainer: type[nnUNetTrainer]) -> tuple[str, bool]:
     raise AssertionError("nnUNetTrainer defines build_network_architecture")
 
 
+@contextmanager
+def _saying_whose(field: str, component: Component) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise NnplugError(f"{field} {describe(component.target)} can not be made: {error}") from error
+
+
 def _transforms(component: Component) -> Callable[..., Any]:
     names = ("patch_size", "rotation_for_DA", "deep_supervision_scales", "mirror_axes", "do_dummy_2d_data_aug")
 
@@ -142,6 +151,10 @@ class ConfiguredTrainer(nnUNetTrainer):
             value = getattr(self.resolved.config, name)
             if value is not None:
                 setattr(self, name, value)
+        for name in ("batch_size", "patch_size"):
+            # some of nnU-Net's classes overwrite the plan when they are made
+            if getattr(self.resolved.config, name) is not None:
+                self.configuration_manager.configuration[name] = configured["configurations"][configuration][name]
         if (
             self.resolved.config.probabilistic_oversampling
             and self.resolved.config.oversample_foreground_percent is None
@@ -194,9 +207,10 @@ class ConfiguredTrainer(nnUNetTrainer):
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
-        self._try_network()
         if self.is_ddp and self.device.type == "cpu":
             self._refuse_batch_norm()
+        self._try_network()
+        if self.is_ddp and self.device.type == "cpu":
             with replaced.object(trainer_module, "DDP", lambda module, **_: DistributedDataParallel(module)):
                 super().initialize()
         else:
@@ -313,12 +327,14 @@ class ConfiguredTrainer(nnUNetTrainer):
         else:
             make = load(config.optimizer.target, trusted=True)
             rates = {"lr": self.initial_lr, "weight_decay": self.weight_decay, **config.optimizer.kwargs}
-            optimizer = make(self.network.parameters(), **rates)
+            with _saying_whose("optimizer", config.optimizer):
+                optimizer = make(self.network.parameters(), **rates)
         if config.lr_scheduler is None:
             return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
         offered = {"initial_lr": self.initial_lr, "num_epochs": self.num_epochs}
         make = load(config.lr_scheduler.target, trusted=True)
-        return optimizer, call_accepted(make, optimizer, offered=offered, **config.lr_scheduler.kwargs)
+        with _saying_whose("lr_scheduler", config.lr_scheduler):
+            return optimizer, call_accepted(make, optimizer, offered=offered, **config.lr_scheduler.kwargs)
 
     def _set_batch_size_and_oversample(self) -> None:
         share = self.oversample_foreground_percent

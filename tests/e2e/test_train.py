@@ -57,7 +57,7 @@ def test_result_is_printed_as_json_and_kept_beside_the_model(tiny_dataset: Datas
 
 @pytest.mark.parametrize(
     "trainer",
-    ["monai_segresnet", "dice_loss+no_mirroring", "nnUNetTrainer_250epochs"],
+    ["monai_dynunet", "dice_loss", "nnUNetTrainer_250epochs"],
     ids=["a plugin's network", "recipes", "a stock class"],
 )
 def test_stock_predicts_the_same_voxels_with_no_variable_set(
@@ -158,7 +158,7 @@ def test_stock_commands_train_composed_names(tiny_dataset: DatasetForTests) -> N
     shell = run_nnplug("env").stdout
     assert shell.startswith("export nnUNet_extTrainer=")
     folder = shell.strip().split("=", 1)[1].strip("'\"")
-    name = f"monai_segresnet+{'+'.join(sorted(SHORT.split('+')))}"
+    name = f"monai_dynunet+{'+'.join(sorted(SHORT.split('+')))}"
 
     env = {**tiny_dataset.env, "nnUNet_extTrainer": folder}
     run_stock("nnUNetv2_train", 901, "3d_fullres", 0, "-tr", name, "-device", "cpu", env=env)

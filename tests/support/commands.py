@@ -47,6 +47,8 @@ def clean_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     base = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
     # width and colour of messages must not depend on the terminal the tests run in
     base.update({"COLUMNS": "200", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"})
+    # threads that spin while they wait take the cores from the other processes of a test
+    base["OMP_WAIT_POLICY"] = "PASSIVE"
     return {**base, **(env or {})}
 
 
