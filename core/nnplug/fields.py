@@ -126,7 +126,10 @@ def plans(value: Any) -> dict[str, Any]:
             )
         if key not in _TRAINING_KEYS and (hint := did_you_mean(key, _TRAINING_KEYS)):
             raise Invalid(f"a key of the plan's configuration{hint}", copied[key], key)
-    if "network_class_name" in (copied.get("architecture") or {}):
+    architecture = copied.get("architecture", {})
+    if not isinstance(architecture, dict):
+        raise Invalid("a table", architecture, "architecture")
+    if "network_class_name" in architecture:
         reason = "can not be set here. Name the network in the field network_builder."
         raise Refused(reason, None, "architecture.network_class_name")
     for key in PLANS_FIELDS:

@@ -159,7 +159,7 @@ def fastest(command: list[str], environment: dict[str, str], repeats: int) -> fl
 @pytest.fixture(scope="module")
 def stock_import_seconds() -> float:
     code = "import warnings; warnings.simplefilter('ignore'); import nnunetv2.run.run_training"
-    return fastest([sys.executable, "-c", code], clean_environment(), 3)
+    return fastest([sys.executable, "-c", code], clean_environment(), 2)
 
 
 @pytest.mark.parametrize(("num_plugins", "share"), [(0, 0.10), (200, 0.20)])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnplug import Component, NnplugError, TrainerConfig
 from nnplug.compose import Registration, ResolvedConfig, resolve, resolve_config
@@ -470,6 +471,20 @@ def test_a_file_may_name_components_and_layers() -> None:
 
 def test_what_the_user_types_is_trusted() -> None:
     assert fields_of("net+network_builder.nonlin=os.system")["network_builder"]["nonlin"] == "os.system"
+
+
+PIECES = st.sampled_from(
+    ["net", "blob", "loss_fn", "plans", "architecture", "num_epochs", "x", "5", "1e", "none", "1x2", "__", "é", "\n"]
+)
+MARKS = st.sampled_from(["+", "=", "@", ".", "-", " ", "/", ".toml", "_", ""])
+
+
+@settings(max_examples=500)
+@given(st.lists(st.tuples(PIECES, MARKS), max_size=8))
+def test_any_text_resolves_or_is_refused(pieces: list[tuple[str, str]]) -> None:
+    text = "".join(piece + mark for piece, mark in pieces)
+    with suppress(NnplugError):
+        named(text)
 
 
 PARTS = (

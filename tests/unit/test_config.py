@@ -99,6 +99,7 @@ NESTED = [
         {"plans": {"architecture": {"network_class_name": "a.b"}}},
         "plans.architecture.network_class_name: can not be set here. Name the network in the field network_builder.",
     ),
+    ({"plans": {"architecture": "unet"}}, "plans.architecture: expected a table, got 'unet'."),
     ({"plans": {"batch_size": 0}}, "plans.batch_size: expected an integer >= 1, got 0."),
     ({"plans": {"patch_size": "big"}}, "plans.patch_size: expected 2 or 3 integers >= 1, got 'big'."),
     (
