@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from support.plugin_packages import PluginSite
+
+# How long one example takes says nothing on a machine that does other work at the same time.
+hypothesis.settings.register_profile("nnplug", deadline=None)
+hypothesis.settings.load_profile("nnplug")
 
 
 @pytest.fixture
