@@ -119,10 +119,14 @@ class TrainingProgress:
         epoch_seconds: float,
         data_seconds: float | None,
     ) -> None:
-        """Write the line of the epoch. ``data_seconds`` is the part of ``epoch_seconds`` spent waiting for data."""
-        # Of a resumed epoch, epoch_seconds may hold what it took before the interruption; only what was seen is sure.
-        seen = self._clock() - self._epoch_began
-        self._durations.append(seen / self._share_to_run() if self._first_step else epoch_seconds)
+        """Write the line of the epoch.
+
+        Args:
+            train_loss, val_loss, mean_dice, ema_dice: of the epoch; None is left out.
+            epoch_seconds: of the whole epoch, what it took before an interruption included.
+            data_seconds: the part of it that was spent waiting for data.
+        """
+        self._durations.append(epoch_seconds)
         parts = [
             _value_text("loss", train_loss, 4),
             _value_text("val", val_loss, 4),

@@ -346,10 +346,17 @@ def test_resuming_inside_an_epoch(live: tuple[TrainingProgress, Clock], terminal
     progress, clock = live
     progress.start_epoch(198, first_step=200)
     assert f"{'━' * 32}{'─' * 8} training 200/250" in terminal.screen()[-1]
-    clock.now += 10
-    # 50 of 250 steps took 10 s, so the epoch that is left takes 50 s; with what came before, this one took 47 s.
-    progress.end_epoch(0.4, 0.4, 0.8, 0.8, 47, 0)
-    assert terminal.screen()[0].endswith("47.0 s (data 0 %)  eta 50 s")
+    for _ in range(20):
+        clock.now += 0.5
+        progress.step(0.5)
+    assert terminal.screen()[-1].endswith("training 220/250  loss 0.5000  eta 2 min 20 s")
+    clock.now += 15
+    progress.end_epoch(0.4, 0.4, 0.8, 0.8, 125, 0)
+    assert terminal.screen()[0].endswith("125.0 s (data 0 %)  eta 2 min 5 s")
+    progress.start_epoch(199, first_step=125)
+    clock.now += 2
+    progress.step(0.5)
+    assert "training 126/250  loss 0.5000  eta 1 min" in terminal.screen()[-2]
 
 
 def test_eta_before_the_first_epoch_is_over_leaves_out_the_first_step(
