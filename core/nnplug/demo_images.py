@@ -135,7 +135,8 @@ def write_raw_dataset(folder: Path) -> list[dict[str, list[str]]]:
     content: Mapping[str, Any] = {
         "name": DATASET_NAME,
         "description": "Blocks of the MNI152 T1 template (one averaged brain) with grey and white matter",
-        "channel_names": {"0": "MRI"},
+        # the name tells nnU-Net to divide by 255: one image's blocks share a scale that a z-score of each would lose
+        "channel_names": {"0": "rgb_to_0_1"},
         "labels": LABELS,
         "numTraining": len(blocks) - len(held_out),
         "file_ending": ".nii.gz",

@@ -111,19 +111,19 @@ def draw_picture(
     figure = Figure(figsize=(2.5 * len(titles), 2.6 * len(shown) + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(shown), len(titles), squeeze=False)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10)
     for row, case in zip(axes, shown, strict=True):
         image, properties = model.reader.read_images([str(file) for file in case.images])
         files = [case.truth, *(folder / f"{case.name}{model.file_ending}" for folder in predictions.values())]
         segmentations = [model.reader.read_seg(str(file))[0][0] for file in files]
         index = int(np.argmax((segmentations[0] > 0).sum(axis=(1, 2))))
         aspect = properties["spacing"][1] / properties["spacing"][2]
-        for axis, title, segmentation in zip(row, titles, [None, *segmentations], strict=True):
+        for axis, segmentation in zip(row, [None, *segmentations], strict=True):
             axis.imshow(image[0, index], cmap="gray", aspect=aspect)
             if segmentation is not None:
                 axis.imshow(_overlay(segmentation[index], model.labels), aspect=aspect, interpolation="nearest")
             axis.set_axis_off()
-            if row is axes[0]:
-                axis.set_title(title, fontsize=10)
     names = [Patch(color=colour, label=name) for name, colour in zip(model.labels, COLOURS, strict=False)]
     figure.legend(handles=names, loc="outside lower center", ncols=len(names), fontsize=9, title=note, title_fontsize=8)
     figure.savefig(path, dpi=110)

@@ -76,6 +76,7 @@ def test_the_raw_dataset_holds_the_template_unchanged(
     assert len(files) == 39
     assert content["numTraining"] == len(list((folder / "labelsTr").iterdir())) == 33
     assert len(splits) == 5
+    assert content["channel_names"] == {"0": "rgb_to_0_1"}, "blocks of one image keep their common scale"
     for file in files[::8]:
         block = nibabel.load(file)
         part = file.parent.name[-2:]
@@ -288,6 +289,9 @@ def test_the_picture_is_a_small_png(report_case: tuple[Path, HeldOutCase], tmp_p
     picture = imread(tmp_path / "demo.png")
     assert picture.shape[1] > picture.shape[0] > 200
     assert (tmp_path / "demo.png").stat().st_size < 300_000
+    quarter = picture.shape[1] // 4
+    for column in range(4):  # a title above every picture
+        assert picture[:24, column * quarter : (column + 1) * quarter, :3].min() < 0.4
     # both labels' colours, #e69f00 and #56b4e9 over grey, are somewhere: orange has least blue, sky blue least red
     red, green, blue = (picture[..., channel] for channel in range(3))
     assert ((red > 0.5) & (blue < 0.4) & (green > 0.3)).sum() > 100

@@ -22,8 +22,8 @@ def add_parser(subparsers: Any) -> None:
         help="a whole session on real images, in minutes",
         description=(
             "Plan, preprocess, train and validate two trainers that differ only in -tr, predict held-out cases, "
-            "compare. The images are blocks of one averaged brain (MNI152) that ships with nilearn: this shows that the "
-            "pipeline works, not what a model is worth. Run again, it goes on where it stopped."
+            "compare. The images are blocks of one averaged brain (MNI152) that ships with nilearn: this shows that "
+            "the pipeline works, not what a model is worth. Run again, it goes on where it stopped."
         ),
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
