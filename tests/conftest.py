@@ -28,7 +28,7 @@ from support.datasets import (
 # what the machine's owner has set for real work must not reach a test; nnU-Net reads some of these when it is imported
 for _variable in [name for name in os.environ if name.startswith("nnUNet_")]:
     del os.environ[_variable]
-os.environ["nnUNet_def_n_proc"] = "2"
+os.environ["nnUNet_def_n_proc"] = "1"
 
 
 @pytest.fixture(scope="session")

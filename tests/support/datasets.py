@@ -64,7 +64,7 @@ class DatasetForTests:
             "nnUNet_results": str(self.results),
             # augmentation in the training process itself: starting workers costs more than a tiny run
             "nnUNet_n_proc_DA": "0",
-            "nnUNet_def_n_proc": "2",
+            "nnUNet_def_n_proc": "1",
             "nnUNet_compile": "0",
         }
 
