@@ -252,6 +252,16 @@ def _refuse_link(*_args: Any) -> None:
     raise PermissionError(1, "no hard links here")
 
 
+def test_previous_file_may_be_the_same_file(tmp_path: Path) -> None:
+    """As after a kill between the two renames of a save."""
+    latest, previous = tmp_path / "checkpoint_latest.pth", tmp_path / "checkpoint_previous.pth"
+    save(content(current_epoch=1), latest)
+    os.link(latest, previous)
+    save(content(current_epoch=2), latest, keep_previous=previous)
+    assert (load(latest)["current_epoch"], load(previous)["current_epoch"]) == (2, 1)
+    assert sorted(os.listdir(tmp_path)) == [latest.name, previous.name]
+
+
 def test_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     """A real failing write: the process may write 100 kB only, the checkpoint is larger."""
     path = tmp_path / "checkpoint_latest.pth"
@@ -586,6 +596,27 @@ def test_checkpoint_that_nnunets_own_trainer_wrote_loads(tmp_path: Path) -> None
     np.testing.assert_equal(loaded["logging"]["dice_per_class_or_region"], [[0.5, np.nan]])
     assert loaded["init_args"] == trainer.my_init_kwargs
     assert to_plain(loaded) is not None
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.arange(6, dtype=">i4").reshape(3, 2),
+        np.arange(6, dtype="<u2")[::2],
+        np.zeros((0, 3)),
+        np.array(4.5),
+        np.array([True, False]),
+    ],
+    ids=lambda array: f"{array.dtype.str} {array.shape}",
+)
+def test_numpy_arrays_of_a_stock_checkpoint_come_back_equal(tmp_path: Path, array: np.ndarray) -> None:
+    torch.save(content(extra=[array, {"deep": (array,)}]), tmp_path / "a.pth")
+    extra = load(tmp_path / "a.pth")["extra"]
+    for loaded in (extra[0], extra[1]["deep"][0]):
+        assert (loaded.dtype, loaded.shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(loaded, array)
+    loaded[...] = 1  # it may be changed
 
 
 def test_numpy_1_and_2_names_are_known(tmp_path: Path) -> None:
