@@ -19,13 +19,14 @@ from torch import distributed as dist
 
 from nnplug import fold_folder, interrupts
 from nnplug.checkpoint import find_resumable, load
+from nnplug.checkpointing import BEST, FINAL, LATEST, PREVIOUS
 from nnplug.errors import NnplugError
 from nnplug.hookspecs import call_lifecycle
 from nnplug.interrupts import TrainingInterrupted
+from nnplug.portability import stock_prediction_obstacle
 from nnplug.registry import get_registry
 from nnplug.resolved import ResolvedConfig
 from nnplug.results import fold_result
-from nnplug.resumable import BEST, FINAL, LATEST, PREVIOUS
 from nnplug.trainer import build_trainer_class
 
 
@@ -129,6 +130,7 @@ def _run(job: FoldJob) -> None:
             dataset=trainer.plans_manager.dataset_name,
             trainer=trainer.resolved.name,
             validation_loss=losses[-1] if losses else None,
+            obstacle=stock_prediction_obstacle(trainer.resolved),
             seconds=time.time() - started,
         )
         fold_folder.write_result(job.fold_folder, result)

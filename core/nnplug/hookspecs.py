@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from nnplug.errors import NnplugError
+
 if TYPE_CHECKING:
     from nnplug.config import TrainerConfig
 
@@ -133,6 +135,8 @@ def call_lifecycle(hook_name: str, **kwargs: Any) -> None:
             continue
         try:
             registry.call_plugin(record, hook_name, **kwargs)
+        except NnplugError:
+            raise  # the user asked for something that the plugin can not do
         except Exception as error:
             registry.silenced.add(record.key)
             _log.warning(

@@ -14,10 +14,10 @@ class LossTraits:
     """What a loss can take. Given as attributes of the loss, its class or its factory; see :func:`loss_traits`.
 
     Attributes:
-        target_format: ``"label_map"``: the target is (B, 1, *spatial) with label values; ``"one_hot"``: (B, C, *spatial)
-            float with one channel a class.
-        handles_deep_supervision: the loss is called with the lists of outputs and targets itself. Otherwise it is called
-            once per output and the values are weighted as nnU-Net does (1, 1/2, 1/4, ..., last 0, normalised).
+        target_format: ``"label_map"``: the target is (B, 1, *spatial) with label values; ``"one_hot"``:
+            (B, C, *spatial) float with one channel a class.
+        handles_deep_supervision: the loss is called with the lists of outputs and targets itself. Otherwise it is
+            called once per output and the values are weighted as nnU-Net does (1, 1/2, 1/4, ..., last 0, normalised).
         supports_ignore_label: ignored voxels are handled by the loss: a label map then holds the value
             ``context.ignore_label``, a one-hot target has one more last channel that is 1 where voxels are ignored.
         supports_regions: the loss can be used with region-based training: the target then has one channel a region

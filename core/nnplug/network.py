@@ -134,8 +134,8 @@ def _write_builder(settings: dict[str, Any], component: Component, resolved: Res
     unused = [key for key in set_by_parts if key not in accepted and not takes_any]
     if unused:
         raise NnplugError(
-            f"'{resolved.name}' sets plans.architecture.arch_kwargs.{unused[0]}, which network_builder {reference} does not "
-            f"take: it would change nothing. It takes: {', '.join(accepted)}."
+            f"'{resolved.name}' sets plans.architecture.arch_kwargs.{unused[0]}, which network_builder {reference} "
+            f"does not take: it would change nothing. It takes: {', '.join(accepted)}."
         )
     if "patch_size" in accepted:
         arch_kwargs["patch_size"] = list(settings["patch_size"])

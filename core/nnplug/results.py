@@ -11,14 +11,21 @@ from nnplug.datasets import read_json
 
 
 def fold_result(
-    fold_folder: Path, *, dataset: str, trainer: str, validation_loss: float | None, seconds: float
+    fold_folder: Path,
+    *,
+    dataset: str,
+    trainer: str,
+    validation_loss: float | None,
+    obstacle: str | None,
+    seconds: float,
 ) -> dict[str, Any]:
     """The result of a fold, with the metrics from ``validation/summary.json`` as nnU-Net wrote it.
 
     Returns:
         ``metrics``: ``dice`` and ``iou`` (foreground mean over the validation cases, 0 to 1), ``validation_loss`` (of
         the last epoch). ``per_class``: the same for each label or region.
-        ``seconds``: wall time of this call.
+        ``seconds``: wall time of this call. ``stock_prediction_obstacle``: why stock nnU-Net can not predict with the
+        model, None where it can.
     """
     model = fold_folder.parent
     _, plans, configuration = model.name.split("__")
@@ -28,6 +35,7 @@ def fold_result(
     summary = read_json(path, "The validation's summary") if path.exists() else nothing
     name = fold_folder.name.removeprefix("fold_")
     fold = int(name) if name.isdigit() else name
+    program = "nnplug predict" if obstacle else "nnUNetv2_predict"
     return {
         "status": "completed",
         "model_path": str(model),
@@ -41,8 +49,9 @@ def fold_result(
         "per_class": {label: _metrics(values) for label, values in summary["mean"].items()},
         "seconds": round(seconds, 1),
         "predict_command": (
-            f"nnUNetv2_predict -i INPUT -o OUTPUT -d {dataset} -c {configuration} -f {fold} -p {plans} -tr '{trainer}'"
+            f"{program} -i INPUT -o OUTPUT -d {dataset} -c {configuration} -f {fold} -p {plans} -tr '{trainer}'"
         ),
+        "stock_prediction_obstacle": obstacle,
     }
 
 

@@ -8,40 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
+from datetime import datetime
 from pathlib import Path
 from time import time
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import empty_cache
 from torch import distributed as dist
 
 from nnplug import fold_folder, interrupts, model_folder
-from nnplug.checkpoint import Writer, load
+from nnplug.checkpointing import BEST, LATEST, PREVIOUS, CheckpointingTrainer, overrides
 from nnplug.errors import NnplugError
-from nnplug.hookspecs import EpochMetrics, TrainingRun, call_lifecycle
+from nnplug.hookspecs import EpochMetrics, call_lifecycle
 from nnplug.loaders import WorkerDiedError
 from nnplug.progress import ThrottledPlot, TrainingProgress
-from nnplug.resolved import ResolvedConfig
 
 #: ``checkpoint_latest.pth`` is written at the end of an epoch when this many seconds have passed since the last.
 SECONDS_BETWEEN_CHECKPOINTS = 300
-
-LATEST, PREVIOUS = "checkpoint_latest.pth", "checkpoint_previous.pth"
-BEST, FINAL = "checkpoint_best.pth", "checkpoint_final.pth"
-
-
-def overrides(trainer: type[nnUNetTrainer], method: str) -> bool:
-    """Whether a trainer class has its own version of a method of ``nnUNetTrainer``."""
-    return getattr(trainer, method) is not getattr(nnUNetTrainer, method)
 
 
 def is_verbose() -> bool:
@@ -49,28 +38,17 @@ def is_verbose() -> bool:
     return os.environ.get("nnUNet_verbose", "0").lower() in ("1", "true", "t")
 
 
-class ResumableTrainer(nnUNetTrainer):
+class ResumableTrainer(CheckpointingTrainer):
     """The bookkeeping half of a trainer made by :func:`nnplug.trainer.build_trainer_class`."""
-
-    resolved: ClassVar[ResolvedConfig]
-    base_trainer: ClassVar[type[nnUNetTrainer]]
-
-    manifest: model_folder.Manifest
-    trust_checkpoint = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._is_quiet = False
         super().__init__(*args, **kwargs)
         self._stop = interrupts.StopRequest()
-        self._writer = Writer()
         self._progress: TrainingProgress | None = None
         self._plot = ThrottledPlot(Path(self.output_folder))
-        self._epoch_losses: list[float] = []  # of the steps done in this epoch, those before an interruption included
-        self._epoch_started = 0.0
-        self._seconds_before = 0.0  # spent in this epoch before an interruption
-        self._last_saved = time()
-        self._is_resumed = False
-        self._pending_saved: list[Path] = []
+        self._steps_per_epoch = self._steps_before = 0
+        self._waited_before = 0.0
 
     # --- model folder
 
@@ -153,21 +131,6 @@ class ResumableTrainer(nnUNetTrainer):
             call_lifecycle("train_start", run=self.describe_run())
         self._is_quiet = not is_verbose()
 
-    def describe_run(self) -> TrainingRun:
-        """This run, as loggers are told of it."""
-        return TrainingRun(
-            trainer=self.resolved.name,
-            dataset=self.plans_manager.dataset_name,
-            configuration=self.configuration_name,
-            plans=self.plans_manager.plans_name,
-            fold=str(self.fold),
-            output_folder=Path(self.output_folder),
-            num_epochs=self.num_epochs,
-            device=str(self.device),
-            is_resumed=self._is_resumed,
-            config=self.resolved.as_dict(),
-        )
-
     def on_train_end(self) -> None:
         self._is_quiet = not is_verbose()
         super().on_train_end()
@@ -188,7 +151,9 @@ class ResumableTrainer(nnUNetTrainer):
             shape = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
             network = self.bare_network()
             self.print_to_log_file(summary_text(summarise(network, shape)))
-            save_diagram(network, shape, Path(self.output_folder, "network_architecture.pdf"), log=self.print_to_log_file)
+            save_diagram(
+                network, shape, Path(self.output_folder, "network_architecture.pdf"), log=self.print_to_log_file
+            )
 
     # --- epochs
 
@@ -250,7 +215,7 @@ class ResumableTrainer(nnUNetTrainer):
         for label, key in (("train_loss", "train_losses"), ("val_loss", "val_losses")):
             self.print_to_log_file(label, np.round(log.get_value(key, step=-1), decimals=4))
         dice = log.get_value("dice_per_class_or_region", step=-1)
-        self.print_to_log_file("Pseudo dice", [np.round(d, decimals=4) for d in dice])
+        self.print_to_log_file("Pseudo dice", [round(float(d), 4) for d in dice])
         seconds = log.get_value("epoch_end_timestamps", step=-1) - log.get_value("epoch_start_timestamps", step=-1)
         self.print_to_log_file(f"Epoch time: {np.round(seconds, decimals=2)} s")
         is_last = epoch == self.num_epochs - 1
@@ -312,111 +277,19 @@ class ResumableTrainer(nnUNetTrainer):
             self._epoch_losses = [float(np.mean(losses)) for losses in zip(*gathered, strict=True)]
         name = self._stop.name or "another process"
         where = f"epoch {epoch}, step {step} of {self._steps_per_epoch}"
-        if self.local_rank == 0 and not self.disable_checkpointing:
-            self._write(Path(self.output_folder, LATEST), self._checkpoint(in_epoch=True))
-            self._writer.flush()
+        if self.local_rank == 0:
+            if not self.disable_checkpointing:
+                self._write(Path(self.output_folder, LATEST), self._checkpoint(in_epoch=True))
+                self._writer.flush()
+            self._plot.finish(self.logger.get_checkpoint())
+            result = {"status": "interrupted", "epoch": epoch, "step": step}
+            call_lifecycle("train_end", run=self.describe_run(), result=result)
         self._is_quiet = True
         self.print_to_log_file(f"Interrupted by {name} at {where}.")
         saved = "no checkpoint (disabled)" if self.disable_checkpointing else LATEST
         raise interrupts.TrainingInterrupted(
             f"Interrupted by {name} at {where}; saved {saved} in {self.output_folder}. Continue with --c."
         )
-
-    # --- checkpoints
-
-    def save_checkpoint(self, filename: str) -> None:
-        if self.local_rank != 0:
-            return
-        if self.disable_checkpointing:
-            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
-            return
-        path = Path(filename)
-        self._write(path, self._checkpoint())
-        if path.name == LATEST:
-            self._last_saved = time()
-        if path.name == FINAL:
-            self._writer.flush()
-            self._announce_saved()
-
-    def _write(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        self._writer.write(checkpoint, path, path.with_name(PREVIOUS) if path.name == LATEST else None)
-        self._pending_saved.append(path)
-
-    def _announce_saved(self) -> None:
-        """Tell loggers of the checkpoints whose file is there; the writer may still be busy with the newest."""
-        for path in [p for p in self._pending_saved if p.exists()]:
-            self._pending_saved.remove(path)
-            call_lifecycle("checkpoint_saved", run=self.describe_run(), path=path)
-
-    def _checkpoint(self, *, in_epoch: bool = False) -> dict[str, Any]:
-        from nnplug.trainer import stock_trainer_name
-
-        logging = self.logger.get_checkpoint()
-        partial = None
-        if in_epoch:
-            # one value an epoch is nnU-Net's rule: what this epoch has logged so far is logged again when it goes on
-            logging = {key: series[: self.current_epoch] for key, series in logging.items()}
-            partial = {"losses": self._epoch_losses, "seconds": time() - self._epoch_started}
-        architecture = self.configuration_manager.configuration["architecture"]
-        return {
-            "network_weights": self.bare_network().state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
-            "logging": {key: list(series) for key, series in logging.items()},
-            "_best_ema": self._best_ema,
-            "current_epoch": self.current_epoch + (0 if in_epoch else 1),
-            "init_args": self.my_init_kwargs,
-            "trainer_name": stock_trainer_name(type(self))[0],
-            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-            "nnplug": {
-                "name": self.resolved.name,
-                "config": self.resolved.as_dict(),
-                "distributions": dict(self.resolved.distributions),
-                "versions": {
-                    "nnplug": version("nnplug"),
-                    "nnunetv2": version("nnunetv2"),
-                    "torch": str(torch.__version__),
-                    "python": platform.python_version(),
-                },
-                "seed": self.resolved.config.seed,
-                "plans_hash": self.manifest.hash,
-                "labels": self.dataset_json["labels"],
-                "step": len(self._epoch_losses) if in_epoch else 0,
-                "partial_epoch": partial,
-                "network_builder": architecture["network_class_name"],
-                "base_trainer": f"{self.base_trainer.__module__}:{self.base_trainer.__qualname__}",
-            },
-        }
-
-    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        checkpoint = filename_or_checkpoint
-        if not isinstance(checkpoint, dict):
-            path = Path(checkpoint)
-            checkpoint = load(path, map_location=self.device, trust_checkpoint=self.trust_checkpoint)
-        if overrides(self.base_trainer, "load_checkpoint"):
-            super().load_checkpoint(filename_or_checkpoint)
-        else:
-            self._load_state(checkpoint)
-        partial = checkpoint.get("nnplug", {}).get("partial_epoch") or {}
-        self._epoch_losses = list(partial.get("losses", []))
-        self._seconds_before = partial.get("seconds", 0.0)
-        self._is_resumed = True
-
-    def _load_state(self, checkpoint: dict[str, Any]) -> None:
-        if not self.was_initialized:
-            self.initialize()
-        self.bare_network().load_state_dict(checkpoint["network_weights"])
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-        self.current_epoch = checkpoint["current_epoch"]
-        self.logger.load_checkpoint(checkpoint["logging"])
-        self._best_ema = checkpoint["_best_ema"]
-        self.inference_allowed_mirroring_axes = checkpoint.get("inference_allowed_mirroring_axes")
-
-    def resume(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        """Continue from a checkpoint that was read already; base trainers with a reading of their own get its path."""
-        self.load_checkpoint(str(path) if overrides(self.base_trainer, "load_checkpoint") else checkpoint)
 
     # --- logs
 
@@ -425,6 +298,6 @@ class ResumableTrainer(nnUNetTrainer):
         also_print_to_console = also_print_to_console and not self._is_quiet
         super().print_to_log_file(*args, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
         if self.local_rank == 0:
-            stamp = f"{np.datetime64('now')}: " if add_timestamp else ""
+            stamp = f"{datetime.now()}: " if add_timestamp else ""
             with Path(self.output_folder, "training_log.txt").open("a", encoding="utf-8") as log:
                 log.write(stamp + " ".join(str(a) for a in args) + "\n")

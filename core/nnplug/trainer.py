@@ -24,10 +24,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnplug import losses, network
+from nnplug.checkpointing import overrides
 from nnplug.component import Component
 from nnplug.errors import NnplugError
 from nnplug.loaders import build_augmenters
@@ -35,7 +35,7 @@ from nnplug.loss_contract import LossContext
 from nnplug.network import call_accepted
 from nnplug.references import describe, load
 from nnplug.resolved import ResolvedConfig
-from nnplug.resumable import ResumableTrainer, overrides
+from nnplug.resumable import ResumableTrainer
 
 #: Methods of nnU-Net's trainer and the fields they stand for: a base trainer that overrides one counts as setting it.
 SEAMS = {
@@ -87,25 +87,21 @@ def load_base_trainer(resolved: ResolvedConfig) -> type[nnUNetTrainer]:
 
 
 def check_seams(resolved: ResolvedConfig, base: type[nnUNetTrainer]) -> None:
-    """Refuse a part that sets what the base trainer overrides; an assignment wins, as everywhere."""
+    """Refuse a part that sets what an assigned base trainer overrides.
+
+    Where the base trainer is not assigned, composition has found such conflicts by their names.
+    """
+    assigned = resolved.origins.get("base_trainer")
+    if assigned is None or "=" not in assigned.term:
+        return
     for method, fields in SEAMS.items():
-        if not overrides(base, method):
-            continue
-        for field in fields:
+        for field in fields if overrides(base, method) else ():
             origin = resolved.origins.get(field)
-            if getattr(resolved.config, field) is not None and origin is not None and "=" not in origin.term:
+            if origin is not None and "=" not in origin.term:
                 raise NnplugError(
-                    f"base_trainer {base.__name__} overrides {method} and so sets {field}, and '{origin.term}' sets it "
-                    f"as well; only one can. To let the part win: {field}=@{origin.term}"
+                    f"{assigned.term} overrides {method} and so sets {field}, and '{origin.term}' sets it as well; "
+                    f"only one can. To let the part win: {field}=@{origin.term}"
                 )
-
-
-def stock_trainer_name(trainer: type[nnUNetTrainer]) -> tuple[str, bool]:
-    """The class by which nnU-Net builds this trainer's network, and whether stock nnU-Net has that class."""
-    for cls in trainer.__mro__:
-        if "build_network_architecture" in vars(cls):
-            return cls.__name__, cls.__module__.split(".")[0] == "nnunetv2"
-    raise AssertionError("nnUNetTrainer defines build_network_architecture")
 
 
 @contextmanager
@@ -131,6 +127,10 @@ class ConfiguredTrainer(nnUNetTrainer):
 
     resolved: ClassVar[ResolvedConfig]
     base_trainer: ClassVar[type[nnUNetTrainer]]
+    # declared without types by nnU-Net
+    oversample_foreground_percent: float
+    enable_deep_supervision: bool
+    dataset_class: Any
 
     def __init__(
         self,
@@ -278,11 +278,6 @@ class ConfiguredTrainer(nnUNetTrainer):
                     f"The network of '{self.resolved.name}' has batch norm, which several processes on the CPU can not "
                     "share (SyncBatchNorm needs CUDA). Use one process, or another norm."
                 )
-
-    def bare_network(self) -> nn.Module:
-        """The network without DDP's and torch.compile's wrappers."""
-        module = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return module._orig_mod if isinstance(module, OptimizedModule) else module
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         network.set_deep_supervision(self.bare_network(), enabled and self.enable_deep_supervision)

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from nnplug.errors import NnplugError
+from nnplug.interrupts import EXIT_INTERRUPTED, TrainingInterrupted
 
 COMMANDS = ("trainers", "show", "plugins", "train", "predict", "history", "env", "demo")
 _TRAINER_OPTIONS = ("-tr", "-prev_stage_trainer")
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0, or the exit code of the command; 2 for a user's mistake, 130 after Ctrl-C.
+        0, or the exit code of the command; 2 for a user's mistake, 75 for a training that was interrupted and can be
+        continued, 130 after Ctrl-C.
     """
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:
@@ -72,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"nnplug: error: {error}", file=sys.stderr)
         return 2
+    except TrainingInterrupted as interrupted:
+        print(f"nnplug: {interrupted}", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("nnplug: interrupted", file=sys.stderr)
         return 130

@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     result = combine(results)
     if not args.json:
         print(f"\nPredict with: {result['predict_command']}")
+        if result["stock_prediction_obstacle"]:
+            print(f"Stock nnU-Net can not predict with this model: {result['stock_prediction_obstacle']}.")
     print(json.dumps(result, indent=2))
     return 0
 
