@@ -23,6 +23,8 @@ from nnplug.registry import get_registry
 
 PLANS = "nnUNetPlans"
 FOLD = 0
+LENGTHS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
+RECIPE = "short.toml"
 TEMPLATE_NOTE = "One averaged brain (MNI152) in blocks: this shows that the pipeline works, not what a model is worth."
 
 
@@ -61,12 +63,9 @@ class DemoSettings:
     num_val_iterations_per_epoch: int = 4
     device: str | None = None
 
-    def with_length(self, label: str) -> DemoTrainer:
-        """A trainer with the demo's length, as far as its text does not give one itself."""
-        lengths = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch")
-        terms = [f"{field}={getattr(self, field)}" for field in lengths if f"+{field}=" not in f"+{label}"]
-        text = "+".join([label, *terms])
-        return DemoTrainer(label, text, get_registry().resolve(text).name)
+    @property
+    def lengths(self) -> dict[str, int]:
+        return {field: getattr(self, field) for field in LENGTHS}
 
 
 def run_demo(settings: DemoSettings, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -86,13 +85,15 @@ def run_demo(settings: DemoSettings, say: Callable[[str], None] = print) -> dict
             missing.
     """
     start = time.perf_counter()
-    trainers = [settings.with_length(label) for label in dict.fromkeys(settings.trainers)]
+    for label in settings.trainers:
+        get_registry().resolve(label)  # a mistake is told before anything is written
     source = None if settings.dataset is None else check_raw_dataset(settings.dataset)
     name = demo_images.DATASET_NAME if source is None else source.name
     demo = Demo(settings, DemoFolder(settings.output, name, source, say), source)
     with demo.folder.environment():
         demo.prepare_data()
-        trainers = trainers or [settings.with_length(label) for label in demo.default_trainers()]
+        demo.write_recipe()
+        trainers = [demo.shorten(label) for label in dict.fromkeys(settings.trainers or demo.default_trainers())]
         for trainer in trainers:
             demo.train(trainer)
         cases = choose_held_out(demo.folder.raw, demo.folder.preprocessed, demo.dataset_json, FOLD)
@@ -212,6 +213,26 @@ class Demo:
             chosen = ["nnUNetTrainer", *([other] if other else [])]
             self.folder.remember("default_trainers", chosen)
         return chosen
+
+    def write_recipe(self) -> None:
+        """The length of the trainings as a recipe, so that it can be joined to any trainer with ``+``."""
+        lines = [f"{field} = {value}" for field, value in self.settings.lengths.items()]
+        text = "\n".join(["# how long the demo trains; join it to any trainer with +", 'name = "short"', *lines, ""])
+        path = self.folder.path / RECIPE
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+    def shorten(self, label: str) -> DemoTrainer:
+        """A trainer with the demo's length, as far as its text does not assign one itself."""
+        own = get_registry().resolve(label).config
+        recipe = str(self.folder.shown.expanduser() / RECIPE)
+        if "+" in recipe or any(getattr(own, field) is not None for field in LENGTHS):
+            # two recipes with different lengths would be a conflict; an assignment wins over any recipe
+            terms = [f"{field}={n}" for field, n in self.settings.lengths.items() if f"+{field}=" not in f"+{label}"]
+        else:
+            terms = [recipe]
+        text = "+".join([label, *terms])
+        return DemoTrainer(label, text, get_registry().resolve(text).name)
 
     def train(self, trainer: DemoTrainer) -> None:
         """Train and validate one fold."""

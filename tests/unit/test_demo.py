@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nnplug import NnplugError, demo_images
-from nnplug.demo import DemoSettings, run_demo
+from nnplug.demo import Demo, DemoSettings, run_demo
 from nnplug.demo_folder import STATE, DemoFolder, check_raw_dataset
 from nnplug.demo_held_out import HeldOutCase, choose_held_out, link_images
 from nnplug.demo_networks import count_parameters, smallest_network
@@ -203,12 +203,33 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_trainers_get_the_length_of_a_demo_unless_they_give_their_own() -> None:
-    settings = DemoSettings(num_epochs=3, num_iterations_per_epoch=7)
-    trainer = settings.with_length("nnUNetTrainer+num_iterations_per_epoch=9")
-    assert trainer.text == "nnUNetTrainer+num_iterations_per_epoch=9+num_epochs=3+num_val_iterations_per_epoch=4"
-    assert trainer.label == "nnUNetTrainer+num_iterations_per_epoch=9"
-    assert trainer.name == get_registry().resolve(trainer.text).name
+def make_demo(path: Path) -> Demo:
+    settings = DemoSettings(output=path, num_epochs=3, num_iterations_per_epoch=7)
+    demo = Demo(settings, open_folder(path), None)
+    demo.write_recipe()
+    return demo
+
+
+@pytest.mark.parametrize("folder", ["out", "with+plus"])
+@pytest.mark.parametrize("label", ["nnUNetTrainer", "nnUNetTrainerDA5"])
+def test_trainers_get_the_length_of_the_demo(tmp_path: Path, folder: str, label: str) -> None:
+    trainer = make_demo(tmp_path / folder).shorten(label)
+    resolved = get_registry().resolve(trainer.text)
+    assert (trainer.label, trainer.name) == (label, resolved.name)
+    config = resolved.config
+    lengths = (config.num_epochs, config.num_iterations_per_epoch, config.num_val_iterations_per_epoch)
+    assert lengths == (3, 7, 4)
+
+
+def test_a_length_that_is_given_stays(tmp_path: Path) -> None:
+    demo = make_demo(tmp_path / "out")
+    own = get_registry().resolve(demo.shorten("nnUNetTrainer+num_iterations_per_epoch=9").text).config
+    assert (own.num_epochs, own.num_iterations_per_epoch) == (3, 9)
+    # a trainer that sets a length by its name is shortened too
+    recipe = tmp_path / "long.toml"
+    recipe.write_text("num_epochs = 4000")
+    long = get_registry().resolve(demo.shorten(str(recipe)).text).config
+    assert (long.num_epochs, long.num_iterations_per_epoch) == (3, 7)
 
 
 # --- held-out cases, networks ----------------------------------------------------------------------------------------
