@@ -29,7 +29,9 @@ def add_parser(subparsers: Any) -> None:
     _add_folders(parser)
     parser.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="id or name of the data set")
     parser.add_argument("-c", dest="configuration", metavar="CONFIGURATION", required=True, help="2d, 3d_fullres, ...")
-    _add_trainer(parser)
+    parser.add_argument(
+        "-tr", dest="trainer", metavar="NAME", help="trainer, its terms in any order (default: the only one there is)"
+    )
     parser.add_argument("-p", dest="plans", metavar="PLANS", default="nnUNetPlans", help="plans (default: %(default)s)")
     _add_settings(parser)
     parser.set_defaults(func=run)
@@ -57,15 +59,6 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", dest="output", metavar="OUT", required=True, type=Path, help="folder for the predictions")
 
 
-def _add_trainer(parser: argparse.ArgumentParser) -> None:
-    from nnplug.cli import complete_trainers
-
-    argument = parser.add_argument(
-        "-tr", dest="trainer", metavar="NAME", help="trainer, its terms in any order (default: the only one there is)"
-    )
-    argument.completer = complete_trainers  # type: ignore[attr-defined]
-
-
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -87,7 +80,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="average over mirrored images, along the axes that the model was trained with (the default)",
     )
-    mirroring.add_argument("--no-mirror", "--disable_tta", dest="mirror", action="store_false", help="faster")
+    mirroring.add_argument(
+        "--no-mirror", "--disable_tta", dest="mirror", action="store_false", help="no mirroring: faster"
+    )
     add(
         "--step_size",
         "-step_size",
@@ -163,7 +158,7 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
     )
     return {
         "status": "completed",
-        "model_folder": str(model_folder),
+        "model_folder": str(Path(model_folder).absolute()),
         "folds": choose_folds(model_folder, args.folds, args.checkpoint),
-        "outputs": [str(path) for path in outputs],
+        "outputs": [str(path.absolute()) for path in outputs],
     }
