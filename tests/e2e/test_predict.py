@@ -18,7 +18,15 @@ import pytest
 import SimpleITK as sitk
 from support import DatasetForTests, run_nnplug, run_stock
 from support.commands import clean_environment
-from support.models import make_model_folder, write_image
+from support.models import (
+    make_dataset_json,
+    make_model_folder,
+    make_plans,
+    write_checkpoint,
+    write_descriptions,
+    write_image,
+)
+from support.plugin_packages import PluginSite
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +212,69 @@ def test_a_damaged_image_is_named_by_its_worker(small_model: Path, many_images: 
         f"nnplug: error: {bad} can not be read: the file is truncated or damaged. "
         "Mend or remove the case and use --continue_prediction."
     )
+
+
+# --- a plugin's network
+
+
+NET = """
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+def build_net(input_channels, num_classes, **kwargs):
+    return PlainConvUNet(input_channels, num_classes=num_classes, **kwargs)
+"""
+
+
+def install_plugin(site: Path, version: str) -> dict[str, str]:
+    """Put this version of the package in place of another; returns the variable that makes Python see it."""
+    shutil.rmtree(site, ignore_errors=True)
+    site.mkdir()
+    PluginSite(site).add("acme-nets", version, files={"net.py": NET})
+    return {"PYTHONPATH": str(site)}
+
+
+def test_a_plugin_that_is_there_older_or_missing(tmp_path: Path) -> None:
+    plans, description = make_plans(), make_dataset_json()
+    model = tmp_path / "model"
+    nnplug = {"name": "acme_net", "distributions": {"acme-nets": "1.2"}}
+    plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "acme_nets.net.build_net"
+    init_args = {"plans": plans, "configuration": "3d_fullres", "dataset_json": description}
+    write_descriptions(model, plans, description)
+    # the builder's network has nnU-Net's own weights
+    checkpoint = model / "fold_0" / "checkpoint_final.pth"
+    write_checkpoint(checkpoint, make_plans(), description, nnplug=nnplug, init_args=init_args)
+    write_image(tmp_path / "in" / "a_0000.nii.gz")
+    command = ["predict_from_modelfolder", "-i", tmp_path / "in", "-m", model, "-o", tmp_path / "out", "--no-mirror"]
+
+    missing = run_nnplug(*command, check=False)
+    assert missing.returncode == 2
+    assert missing.stderr == (
+        "nnplug: error: The model 'acme_net' was trained with acme-nets 1.2, which is not installed. "
+        "Install it: pip install acme-nets==1.2\n"
+    )
+    assert not (tmp_path / "out" / "a.nii.gz").exists()
+
+    site = tmp_path / "site"
+    done = run_nnplug(*command, env=install_plugin(site, "1.2"))
+    assert "warning" not in done.stderr
+    expected = voxels(tmp_path / "out" / "a.nii.gz")
+    assert len(np.unique(expected)) > 1
+
+    done = run_nnplug(*command, env=install_plugin(site, "1.1"))
+    assert (
+        "nnplug: warning: the model 'acme_net' was trained with acme-nets 1.2, 1.1 is installed. "
+        "For the same code: pip install acme-nets==1.2\n"
+    ) in done.stderr
+    np.testing.assert_array_equal(voxels(tmp_path / "out" / "a.nii.gz"), expected)
+
+    # installed, but no plugin: its code is not what a model folder may name
+    env = install_plugin(site, "1.2")
+    (site / "acme_nets-1.2.dist-info" / "entry_points.txt").unlink()
+    refused = run_nnplug(*command, env=env, check=False)
+    assert refused.returncode == 2
+    assert "'acme_nets.net:build_net' is outside of what a file may name" in refused.stderr
+    run_nnplug(*command, "--trust-code", env=env)
+    np.testing.assert_array_equal(voxels(tmp_path / "out" / "a.nii.gz"), expected)
 
 
 # --- mistakes
