@@ -1,0 +1,242 @@
+"""What nnplug costs beside stock nnU-Net: listing, start, optimiser step, and the rest of an epoch.
+
+    python benchmarks/overhead.py                # all, a table in benchmarks/README.md
+    python benchmarks/overhead.py listing start  # only these, printed
+
+Both sides of a ratio are measured in one run, in turns. The data are real MR volumes (Task04_Hippocampus).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.commands import LAUNCHER, clean_environment  # noqa: E402
+from support.datasets import DatasetForTests, prepared, write_hippocampus  # noqa: E402
+from support.plugin_packages import PluginSite, trainers  # noqa: E402
+
+Row = tuple[str, str, str, str, str]
+#: A batch of 2 on the plan's patch of 40x56x40: nnU-Net's own batch of 9 takes a minute a step on two cores.
+SMALL = "batch_size=2"
+
+
+def seconds(command: list[str], env: dict[str, str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, env=clean_environment(env), check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def in_turns(repeats: int, *sides: Callable[[], float]) -> list[list[float]]:
+    """Values of each side, measured one after the other so that a change of the machine's load meets all alike."""
+    values: list[list[float]] = [[] for _ in sides]
+    for _ in range(repeats):
+        for side, measured in zip(sides, values, strict=True):
+            measured.append(side())
+    return values
+
+
+def interval(ratios: list[float], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the median."""
+    rng = random.Random(seed)
+    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(2000))
+    return medians[50], medians[1949]
+
+
+def row(what: str, ours: list[float], stock: list[float], limit: str) -> Row:
+    ratios = [a / b for a, b in zip(ours, stock, strict=True)]
+    low, high = interval(ratios)
+    shown = f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
+    return what, f"{statistics.median(ours):.3f} s", f"{statistics.median(stock):.3f} s", shown, limit
+
+
+def listing(_: DatasetForTests) -> list[Row]:
+    """``nnplug trainers`` in a cold process beside the import of nnU-Net's training module."""
+    stock = [sys.executable, "-c", "import nnunetv2.run.run_training"]
+    ours = [sys.executable, "-m", "nnplug", "trainers"]
+    with tempfile.TemporaryDirectory() as site:
+        for number in range(200):
+            code = trainers(f"name='extra_{number}', num_epochs={number + 1}")
+            PluginSite(Path(site)).add(f"extra-{number}", code=code)
+        values = in_turns(
+            7, lambda: seconds(ours, {}), lambda: seconds(ours, {"PYTHONPATH": site}), lambda: seconds(stock, {})
+        )
+    return [
+        row("`nnplug trainers`, cold, beside `import nnunetv2.run.run_training`", values[0], values[2], "0.10"),
+        row("the same with 200 more plugin packages", values[1], values[2], "0.20"),
+    ]
+
+
+FIRST_STEP = """
+import sys, time
+from torch.optim.optimizer import register_optimizer_step_post_hook
+import os
+register_optimizer_step_post_hook(lambda *_: os._exit(0))
+sys.argv = [{name!r}, *{arguments!r}]
+{run}
+"""
+RUN_OURS = "from nnplug.cli import main; main()"
+RUN_STOCK = (
+    "sys.path.insert(0, {tests!r}); from support.stock_launcher import declare_missing_operators; "
+    "declare_missing_operators(); from nnunetv2.run.run_training import run_training_entry; run_training_entry()"
+)
+
+
+def start(dataset: DatasetForTests) -> list[Row]:
+    """From the command to the end of the first optimiser step, the dry run included."""
+    with tempfile.TemporaryDirectory() as results:
+        dataset = dataset.with_results(Path(results))
+        arguments = ["4", "3d_fullres", "0", "-p", "nnUNetPlans", "-device", "cpu"]
+        ours = FIRST_STEP.format(name="nnplug", arguments=["train", *arguments], run=RUN_OURS)
+        stock = FIRST_STEP.format(
+            name="nnUNetv2_train", arguments=arguments, run=RUN_STOCK.format(tests=str(LAUNCHER.parents[1]))
+        )
+        values = in_turns(
+            5,
+            lambda: seconds([sys.executable, "-c", ours], dataset.env),
+            lambda: seconds([sys.executable, "-c", stock], dataset.env),
+        )
+    return [row("command to first optimiser step (plan's own batch)", values[0], values[1], "1.00")]
+
+
+def make_trainers(dataset: DatasetForTests, epochs: int) -> tuple[Any, Any]:
+    """nnplug's trainer and stock's with the same settings."""
+    import nnplug
+    import torch
+    from nnplug.trainer import build_trainer_class
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    folder = dataset.preprocessed_folder
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans["configurations"]["3d_fullres"]["batch_size"] = 2
+    dataset_json = json.loads((folder / "dataset.json").read_text())
+    ours = build_trainer_class(nnplug.resolve("nnUNetTrainer_5epochs"))
+    made = []
+    for trainer_class in (ours, nnUNetTrainer):
+        trainer = trainer_class(
+            {**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu")
+        )
+        trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = epochs, 1, 1
+        made.append(trainer)
+    return made[0], made[1]
+
+
+def step(dataset: DatasetForTests, pairs: int = 120) -> list[Row]:
+    """One optimiser step on the same batch, in interleaved pairs."""
+    with tempfile.TemporaryDirectory() as results, dataset.with_results(Path(results)).activated(), quiet():
+        ours, stock = make_trainers(dataset, epochs=2)
+        for trainer in (ours, stock):
+            trainer.on_train_start()
+            trainer.on_epoch_start()
+            trainer.on_train_epoch_start()
+        batch = next(stock.dataloader_train)
+
+        def timed(trainer: Any) -> float:
+            started = time.perf_counter()
+            trainer.train_step(batch)
+            return time.perf_counter() - started
+
+        in_turns(3, lambda: timed(ours), lambda: timed(stock))  # warm-up
+        values = in_turns(pairs, lambda: timed(ours), lambda: timed(stock))
+    return [row(f"optimiser step, batch 2, {pairs} interleaved pairs", values[0], values[1], "1.02")]
+
+
+def epoch(dataset: DatasetForTests, epochs: int = 12) -> list[Row]:
+    """What an epoch takes outside of its steps and of data loading, from its start to the start of the next."""
+    spent: list[list[float]] = []
+    with tempfile.TemporaryDirectory() as results, dataset.with_results(Path(results)).activated(), quiet():
+        for trainer in make_trainers(dataset, epochs):
+            spent.append(_outside_steps(trainer, epochs)[1:])  # the first draws the network's diagram, once
+    return [row("an epoch outside steps and data loading", spent[0], spent[1], "0.20")]
+
+
+def _outside_steps(trainer: Any, epochs: int) -> list[float]:
+    inside = [0.0]
+    starts: list[tuple[float, float]] = []
+
+    def count(function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*args)
+            finally:
+                inside[0] += time.perf_counter() - began
+
+        return timed
+
+    get_loaders, begin, end = trainer.get_dataloaders, trainer.on_epoch_start, trainer.on_train_end
+
+    class Timed:
+        def __init__(self, loader: Any) -> None:
+            self.next = count(loader.__next__)
+
+        def __next__(self) -> Any:
+            return self.next()
+
+    def mark(then: Callable[[], None]) -> Callable[[], None]:
+        def marked() -> None:
+            starts.append((time.perf_counter(), inside[0]))
+            then()
+
+        return marked
+
+    trainer.get_dataloaders = lambda: tuple(Timed(loader) for loader in get_loaders())
+    trainer.train_step, trainer.validation_step = count(trainer.train_step), count(trainer.validation_step)
+    trainer.on_epoch_start, trainer.on_train_end = mark(begin), mark(end)
+    trainer.run_training()
+    assert len(starts) == epochs + 1
+    return [b[0] - a[0] - (b[1] - a[1]) for a, b in pairwise(starts)]
+
+
+def quiet() -> Any:
+    return redirect_stdout(open(os.devnull, "w"))
+
+
+MEASUREMENTS = {"listing": listing, "start": start, "step": step, "epoch": epoch}
+BEGIN, END = "<!-- overhead -->\n", "<!-- /overhead -->\n"
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| what | nnplug | stock | ratio: median (95 % interval) | wanted, at most |", "|---|---|---|---|---|"]
+    return "\n".join(lines + ["| " + " | ".join(r) + " |" for r in rows]) + "\n"
+
+
+def machine() -> str:
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.machine(),
+    )
+    return (
+        f"{os.cpu_count()} cores of {model}, no GPU; Python {platform.python_version()}, torch {version('torch')}, "
+        f"nnunetv2 {version('nnunetv2')}."
+    )
+
+
+def main() -> None:
+    chosen = sys.argv[1:] or list(MEASUREMENTS)
+    dataset = prepared("Dataset004_Hippocampus", write_hippocampus, ROOT / ".pytest_cache" / "d" / "nnplug-datasets")
+    rows = [r for name in chosen for r in MEASUREMENTS[name](dataset)]
+    print(table(rows))
+    if not sys.argv[1:]:
+        page = ROOT / "benchmarks" / "README.md"
+        before, rest = page.read_text().split(BEGIN)
+        page.write_text(before + BEGIN + f"\n{machine()}\n\n" + table(rows) + "\n" + END + rest.split(END)[1])
+
+
+if __name__ == "__main__":
+    main()
