@@ -1,0 +1,160 @@
+"""What ``train`` refuses before it spends anything, each with a line that says what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnplug import NnplugError
+from nnplug.fold_training import load_pretrained
+from nnplug.training import choose_device, choose_folds, train
+from support.datasets import DatasetForTests
+
+
+def refused(message: str, *args: Any, **kwargs: Any) -> None:
+    with pytest.raises(NnplugError, match=message):
+        train(*args, **{"device": "cpu", **kwargs})
+
+
+@pytest.fixture
+def active(tiny_dataset: DatasetForTests) -> Any:
+    with tiny_dataset.activated():
+        yield tiny_dataset
+
+
+def test_data_set(active: DatasetForTests) -> None:
+    refused("No data set '77' in nnUNet_preprocessed=.*; it has Dataset901_Tiny", 77, "2d", 0)
+    refused("No data set 'Dataset901_Tyni' in", "Dataset901_Tyni", "2d", 0)
+
+
+def test_configuration(active: DatasetForTests) -> None:
+    refused("no configuration '3d_lowres'. They have: .*3d_fullres", 901, "3d_lowres", 0)
+
+
+def test_plans(active: DatasetForTests) -> None:
+    refused(
+        "No plans 'nnUNetResEncPlans' in .*; it has nnUNetPlans. Choose with -p.",
+        901,
+        "2d",
+        0,
+        plans="nnUNetResEncPlans",
+    )
+
+
+def test_fold(active: DatasetForTests) -> None:
+    refused("Fold 5 does not exist: .*splits_final.json has 5 folds, 0 to 4.", 901, "2d", 5)
+    refused("Fold 'x' is neither a number nor 'all'.", 901, "2d", "x")
+
+
+def test_configuration_that_is_not_preprocessed(active: DatasetForTests, tmp_path: Path) -> None:
+    dataset = active.private_copy(tmp_path / "private")
+    folder = dataset.preprocessed_folder / "nnUNetPlans_2d"
+    folder.rename(folder.with_name("elsewhere"))
+    with dataset.activated():
+        refused(
+            "'2d' is not preprocessed: .* is missing or empty. Run: nnUNetv2_preprocess -d Dataset901_Tiny",
+            901,
+            "2d",
+            0,
+        )
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_preprocessed", "nnUNet_results"])
+def test_missing_variable(active: DatasetForTests, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.delenv(variable)
+    refused(f"{variable} is not set: it names the folder of", 901, "2d", 0)
+
+
+def test_results_folder_that_can_not_be_made(
+    active: DatasetForTests, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "file" / "results"))
+    refused("nnUNet_results=.* can not be created", 901, "2d", 0)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_results_folder_without_permission(
+    active: DatasetForTests, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    monkeypatch.setenv("nnUNet_results", str(folder))
+    refused("is not writable", 901, "2d", 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"continue_training": True, "restart": True}, "--c, --restart and --val exclude each other"),
+        ({"val_best": True, "disable_checkpointing": True}, "--val_best needs checkpoints"),
+        ({"pretrained_weights": "x.pth", "continue_training": True}, "-pretrained_weights only starts a new training"),
+        ({"prev_stage_trainer": "dice_loss"}, "'2d' is no cascade: it takes no previous stage"),
+        ({"validation_only": True}, "has no checkpoint_final.pth: --val needs a finished training"),
+        ({"num_gpus": 0}, "-num_gpus must be at least 1, got 0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_options_that_do_not_go_together(active: DatasetForTests, options: dict[str, Any], message: str) -> None:
+    refused(message, 901, "2d", 0, **options)
+
+
+def test_device() -> None:
+    with pytest.raises(NnplugError, match=r"Unknown device 'gpu'\. Choose cuda, cpu or mps"):
+        choose_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(NnplugError, match=r"Device 'cuda' is not available here .* Choose -device cpu"):
+            choose_device("cuda")
+        assert choose_device(None) in ("cpu", "mps")
+
+
+def test_folds_of_a_splits_file(tmp_path: Path) -> None:
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": [], "val": []}] * 3))
+    lines: list[str] = []
+    assert choose_folds("all", tmp_path, lines.append) == [0, 1, 2]
+    assert "training the 3 folds" in lines[0]
+    assert choose_folds([2, "0", 2], tmp_path) == [2, 0]
+    assert choose_folds(["all"], tmp_path / "nowhere", lines.append) == [0, 1, 2, 3, 4]
+
+
+def checkpoint(path: Path, network: torch.nn.Module) -> Path:
+    content = {
+        "network_weights": network.state_dict(),
+        "optimizer_state": {},
+        "grad_scaler_state": None,
+        "logging": {},
+        "_best_ema": None,
+        "current_epoch": 1,
+        "init_args": {"configuration": "2d"},
+        "trainer_name": "nnUNetTrainer",
+        "inference_allowed_mirroring_axes": None,
+    }
+    torch.save(content, path)
+    return path
+
+
+class Net(torch.nn.Module):
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.body = torch.nn.Linear(3, width)
+        self.head = torch.nn.ModuleDict({"seg_layers": torch.nn.Linear(width, num_classes)})
+
+
+def test_pretrained_weights_leave_the_segmentation_layers_alone(tmp_path: Path) -> None:
+    old, new = Net(4, 2), Net(4, 5)
+    head = new.head["seg_layers"].weight.clone()
+    load_pretrained(new, checkpoint(tmp_path / "old.pth", old))
+    assert torch.equal(new.body.weight, old.body.weight)
+    assert torch.equal(new.head["seg_layers"].weight, head)
+
+
+def test_pretrained_weights_of_another_network(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "old.pth", Net(4, 2))
+    with pytest.raises(NnplugError, match=r"body.weight has shape \(4, 3\), the network needs \(6, 3\)"):
+        load_pretrained(Net(6, 2), path)
+    with pytest.raises(NnplugError, match=r"lack 0.weight \(2 of 2 layers missing\)"):
+        load_pretrained(torch.nn.Sequential(torch.nn.Linear(3, 4)), path)
