@@ -85,7 +85,7 @@ def stock(
         ({}, {}),
         ({"mirror": True}, {}),
         ({"mirror": False}, {"use_mirroring": False}),
-        ({"folds": 1, "step_size": 1.0}, {"folds": (1,), "tile_step_size": 1.0}),
+        ({"folds": 1, "step_size": 0.2}, {"folds": (1,), "tile_step_size": 0.2}),
         ({"folds": ["1", "0"]}, {"folds": (1, 0)}),
     ],
 )
