@@ -253,7 +253,7 @@ def test_invalid_voxels_are_mentioned(tmp_path: Path, capsys: pytest.CaptureFixt
 def _fail_writing_image(patched: pytest.MonkeyPatch) -> None:
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-    def write_seg(self: SimpleITKIO, seg: np.ndarray, output_fname: str, properties: dict) -> None:  # noqa: ARG001
+    def write_seg(self: SimpleITKIO, seg: np.ndarray, output_fname: str, properties: dict) -> None:
         Path(output_fname).write_bytes(b"half")
         raise RuntimeError("Exception thrown in SimpleITK WriteImage:\nsitk::ERROR: No space left on device.\n")
 
