@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from support import DatasetForTests, run_nnplug
+from support.commands import clean_environment
 
 TRAINERS = ("nnUNetTrainer", "monai_segresnet+patch_size=24x32x24")  # it takes multiples of 8; 28 is planned
 LENGTH = ("--epochs", "2", "--iterations", "20")
@@ -100,6 +105,30 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("nnplug: error: Unknown trainer 'nnUNetTrainr'.")
     assert not (tmp_path / "out").exists()
+
+
+def test_interrupted_it_goes_on_where_it_stopped(tiny_prepared: DatasetForTests, tmp_path: Path) -> None:
+    arguments = ["demo", "--dataset", str(tiny_prepared.raw_folder), "-o", "out", "-tr", "nnUNetTrainer"]
+    arguments += ["--epochs", "3", "--iterations", "5", "-device", "cpu"]
+    env = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
+    command = [sys.executable, "-m", "nnplug", *arguments]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=clean_environment(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("epoch 1/3"):
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 75, "".join(said)
+    finished = json.loads((tmp_path / "out" / "demo.json").read_text())["finished"]
+    assert list(finished) == ["raw", "fingerprint", "plan", "preprocess"]
+    again = run_nnplug(*arguments, cwd=tmp_path, env=env).stdout
+    assert again.count("finished before") == 4
+    epochs = re.findall(r"^epoch (\d)/3", again, re.MULTILINE)
+    assert epochs[-1] == "3"
+    assert "1" not in epochs
+    assert (tmp_path / "out" / "demo.png").is_file()
 
 
 @pytest.mark.full
