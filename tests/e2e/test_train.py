@@ -57,7 +57,7 @@ def test_result_is_printed_as_json_and_kept_beside_the_model(tiny_dataset: Datas
 
 @pytest.mark.parametrize(
     "trainer",
-    ["monai_dynunet", "dice_loss", "nnUNetTrainer_250epochs"],
+    ["monai_dynunet", "dice_loss", "nnUNetTrainerDA5"],
     ids=["a plugin's network", "recipes", "a stock class"],
 )
 def test_stock_predicts_the_same_voxels_with_no_variable_set(

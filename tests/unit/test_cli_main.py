@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nnplug
@@ -144,35 +142,3 @@ def test_completion_in_a_shell(site: PluginSite, tmp_path: Path, line: str, expe
     )
     subprocess.run([sys.executable, "-m", "nnplug"], env=environment, check=True, capture_output=True)
     assert {word.strip() for word in answer.read_text().split("\n")} == expected
-
-
-def fastest(command: list[str], environment: dict[str, str], repeats: int) -> float:
-    """Seconds of the fastest of several cold processes: load on the machine only ever adds."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        subprocess.run(command, env=environment, check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-@pytest.fixture(scope="module")
-def stock_import_seconds() -> float:
-    code = "import warnings; warnings.simplefilter('ignore'); import nnunetv2.run.run_training"
-    return fastest([sys.executable, "-c", code], clean_environment(), 2)
-
-
-@pytest.mark.parametrize(("num_plugins", "share"), [(0, 0.10), (200, 0.20)])
-def test_listing_takes_a_small_share_of_importing_nnunet(
-    site: PluginSite, stock_import_seconds: float, num_plugins: int, share: float
-) -> None:
-    for number in range(num_plugins):
-        site.add(
-            f"made-up-{number}", code=trainers(f"name='made_{number}', network_builder='made_up_{number}.net:Net'")
-        )
-    command = [sys.executable, "-m", "nnplug", "trainers"]
-    environment = clean_environment({"PYTHONPATH": str(site.folder)})
-    first = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    assert first.stdout.count("made-up-") == num_plugins
-    seconds = fastest(command, environment, 5)
-    assert seconds <= share * stock_import_seconds, (seconds, stock_import_seconds, os.getloadavg())
