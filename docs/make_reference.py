@@ -141,8 +141,8 @@ def hooks() -> str:
 def public_names() -> str:
     """Every name of ``nnplug.__all__`` with its signature and the first paragraph of its docstring."""
     parts = [
-        f"## Public names\n\n`from nnplug import ...`. These names and their arguments stay as they are while the API version "
-        f"is {nnplug.API_VERSION}. Other modules of nnplug are not part of the API.\n"
+        f"## Public names\n\n`from nnplug import ...`. These names and their arguments stay as they are while the API "
+        f"version is {nnplug.API_VERSION}. Other modules of nnplug are not part of the API.\n"
     ]
     for name in nnplug.__all__:
         parts.append(f"### nnplug.{name}\n\n{_public(name).strip()}\n")
