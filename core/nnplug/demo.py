@@ -59,7 +59,7 @@ class DemoSettings:
     dataset: Path | None = None
     trainers: tuple[str, ...] = ()
     num_epochs: int = 4
-    num_iterations_per_epoch: int = 25
+    num_iterations_per_epoch: int = 20
     num_val_iterations_per_epoch: int = 4
     device: str | None = None
 

@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
     )
     trainers.completer = complete_trainers
     parser.add_argument("--epochs", metavar="N", type=int, default=4, help="of each training (default: %(default)s)")
-    parser.add_argument("--iterations", metavar="N", type=int, default=25, help="of each epoch (default: %(default)s)")
+    parser.add_argument("--iterations", metavar="N", type=int, default=20, help="of each epoch (default: %(default)s)")
     parser.add_argument("-device", metavar="D", help="cuda, cpu or mps (default: what the machine has)")
     parser.add_argument("--json", action="store_true", help="print only the result, as JSON, on standard output")
     parser.set_defaults(func=run)
