@@ -138,7 +138,8 @@ def make_folder(folder: Path) -> None:
 
 
 def has_checkpoints(folder: Path) -> bool:
-    return any(next(folder.glob(pattern), None) for pattern in ("checkpoint_*.pth", "fold_*/checkpoint_*.pth"))
+    patterns = ("checkpoint_*.pth", "fold_*/checkpoint_*.pth", "replaced_fold_*/checkpoint_*.pth")
+    return any(next(folder.glob(pattern), None) for pattern in patterns)
 
 
 def _cases(cases: set[str]) -> str:

@@ -77,9 +77,6 @@ def train_fold(job: FoldJob) -> dict[str, Any]:
     """
     _check_existing(job)
     with fold_folder.fold_lock(job.fold_folder):
-        if job.mode == "restart" and _checkpoints(job.fold_folder):
-            kept = fold_folder.set_aside(job.fold_folder)
-            print(f"nnplug: the earlier training was set aside in {kept}")
         if job.num_processes == 1:
             _run(job)
         else:
@@ -116,6 +113,8 @@ def _run(job: FoldJob) -> None:
         torch.backends.cudnn.deterministic = False
         torch.backends.cudnn.benchmark = True
     trainer = _make_trainer(job, device)
+    if job.mode == "restart":
+        _set_aside(trainer, job)
     finished = _load(trainer, job)
     if job.mode != "validate" and not finished:
         trainer.run_training()
@@ -147,6 +146,17 @@ def _make_trainer(job: FoldJob, device: torch.device) -> Any:
     if job.previous_stage_folder is not None:
         trainer.folder_with_segs_from_previous_stage = str(job.previous_stage_folder)
     return trainer
+
+
+def _set_aside(trainer: Any, job: FoldJob) -> None:
+    """Move an earlier training away, once it is certain that the new one can begin."""
+    trainer.initialize()
+    if trainer.local_rank == 0 and _checkpoints(job.fold_folder):
+        kept = fold_folder.set_aside(job.fold_folder)
+        job.fold_folder.mkdir()
+        print(f"nnplug: the earlier training was set aside in {kept}")
+    if trainer.is_ddp:
+        dist.barrier()
 
 
 def _resolve(job: FoldJob) -> ResolvedConfig:

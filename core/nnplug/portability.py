@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import importlib.util
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from nnplug.errors import NnplugError
 from nnplug.references import describe, import_string
+from nnplug.registry import get_registry
 from nnplug.resolved import ResolvedConfig
 from nnplug.stock_names import fields_set_by, stock_trainers
 
@@ -22,13 +24,11 @@ def stock_prediction_obstacle(resolved: ResolvedConfig) -> str | None:
     config = resolved.config
     if config.network_builder is not None:
         target = config.network_builder.target
-        if isinstance(target, str):
-            return _resampling_obstacle(resolved)
         try:
-            import_string(target)
+            module = import_string(target).partition(":")[0]
         except NnplugError as error:
             return f"network_builder: {error}"
-        return _resampling_obstacle(resolved)
+        return _missing_package(module) or _resampling_obstacle(resolved)
     base = config.base_trainer
     owner = fields_set_by(base.target).get("network_builder") if base else None
     if base and owner is not None and owner not in stock_trainers():
@@ -46,6 +46,15 @@ def needed_packages(resolved: ResolvedConfig) -> list[str]:
         return []
     package = describe(component.target).partition(":")[0].partition(".")[0]
     return [] if package in ("torch", "nnunetv2", "dynamic_network_architectures") else [package]
+
+
+def _missing_package(module: str) -> str | None:
+    """A module beside a script is found while that script runs, and not by nnU-Net's commands."""
+    package = module.partition(".")[0]
+    is_installed = package in packages_distributions() or package in get_registry().packages
+    if is_installed or importlib.util.find_spec(package) is None:
+        return None
+    return f"network_builder: '{module}' belongs to no installed package; nnU-Net finds it only through PYTHONPATH"
 
 
 def _resampling_obstacle(resolved: ResolvedConfig) -> str | None:

@@ -77,5 +77,12 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if hasattr(value, "__qualname__"):
         return {"use": describe(value)}
-    # The address in an object's default repr differs from run to run.
-    return {"use": describe(value), "repr": _ADDRESS.sub("", repr(value))}
+    # The address in an object's default repr differs from run to run; a loss's repr rarely holds its settings.
+    settings = {
+        key: setting for key, setting in sorted(getattr(value, "__dict__", {}).items()) if _is_setting(key, setting)
+    }
+    return {"use": describe(value), "repr": _ADDRESS.sub("", repr(value)), **settings}
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    return not name.startswith("_") and name != "training" and isinstance(value, (bool, int, float, str))

@@ -9,6 +9,8 @@ from typing import Any
 
 from nnplug.datasets import read_json
 
+STOCK = "nnUNetv2_predict"
+
 
 def fold_result(
     fold_folder: Path,
@@ -35,7 +37,9 @@ def fold_result(
     summary = read_json(path, "The validation's summary") if path.exists() else nothing
     name = fold_folder.name.removeprefix("fold_")
     fold = int(name) if name.isdigit() else name
-    program = "nnplug predict" if obstacle else "nnUNetv2_predict"
+    program, chosen = STOCK, name
+    if obstacle:
+        program, chosen = "nnplug predict", "fold_all" if name == "all" else name
     return {
         "status": "completed",
         "model_path": str(model),
@@ -49,7 +53,7 @@ def fold_result(
         "per_class": {label: _metrics(values) for label, values in summary["mean"].items()},
         "seconds": round(seconds, 1),
         "predict_command": (
-            f"{program} -i INPUT -o OUTPUT -d {dataset} -c {configuration} -f {fold} -p {plans} -tr '{trainer}'"
+            f"{program} -i INPUT -o OUTPUT -d {dataset} -c {configuration} -f {chosen} -p {plans} -tr '{trainer}'"
         ),
         "stock_prediction_obstacle": obstacle,
     }

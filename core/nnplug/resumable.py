@@ -114,6 +114,7 @@ class ResumableTrainer(CheckpointingTrainer):
             self._claim()
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
+            self._is_quiet = not is_verbose()
             self.print_plans()
             empty_cache(self.device)
             if self.local_rank == 0:

@@ -60,12 +60,12 @@ def train(
         pretrained_weights: checkpoint to start from.
         prev_stage_trainer, prev_stage_predictions: where a cascade takes the first stage's segmentations from.
         trust_code, trust_checkpoint: allow code from elsewhere; see the documentation.
-        on_message: receives one line for each decision.
+        on_message: receives what ``folds="all"`` was taken for.
 
     Returns:
         One result a fold: ``status``, ``model_path``, ``dataset_id``, ``dataset``, ``configuration``, ``fold``,
         ``trainer``, ``plans``, ``metrics`` (``dice`` and ``iou``, 0 to 1, higher is better; ``validation_loss``),
-        ``per_class``, ``seconds``, ``predict_command``.
+        ``per_class``, ``seconds``, ``predict_command``, ``stock_prediction_obstacle``.
 
     Raises:
         NnplugError: a user's mistake; nothing was trained for the fold it names.
@@ -84,7 +84,9 @@ def train(
     plans_json = read_plans(folder, plans)
     dataset_json = read_json(folder / "dataset.json", "The data set file")
     configured = configure_plans(plans_json, configuration, resolved)
-    _check_preprocessed(folder, configured, configuration)
+    batch_size = _check_preprocessed(folder, configured, configuration)
+    if num_gpus > batch_size:
+        raise NnplugError(f"-num_gpus {num_gpus}: the batch of {batch_size} has too few samples to share. Use fewer.")
     device = choose_device(device, num_gpus)
     mode = "continue" if continue_training else "restart" if restart else "validate" if validation_only else "new"
     base = results / name / f"{resolved.name}__{plans_json['plans_name']}__{configuration}"
@@ -94,7 +96,7 @@ def train(
         base,
         trainer=prev_stage_trainer,
         predictions=prev_stage_predictions,
-        text=str(trainer),
+        trust_code=trust_code,
     )
     done = []
     for fold in ["all"] if all_data else choose_folds(folds, folder, on_message):
@@ -129,7 +131,11 @@ def choose_device(device: str | None, num_gpus: int = 1) -> str:
     has_mps = torch.backends.mps.is_available()
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if has_mps and num_gpus == 1 else "cpu"
-    kind = device.split(":")[0]
+    kind, _, index = device.partition(":")
+    if index:
+        raise NnplugError(
+            f"Device '{device}': choose the GPU with CUDA_VISIBLE_DEVICES={index} and give -device {kind}."
+        )
     if kind not in ("cuda", "cpu", "mps"):
         raise NnplugError(f"Unknown device '{device}'. Choose cuda, cpu or mps.")
     if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not has_mps):
@@ -171,7 +177,8 @@ def choose_folds(
     return list(dict.fromkeys(chosen))
 
 
-def _check_preprocessed(folder: Path, plans: dict[str, Any], configuration: str) -> None:
+def _check_preprocessed(folder: Path, plans: dict[str, Any], configuration: str) -> int:
+    """Check that the data are there; returns the batch size of the configuration."""
     settings = PlansManager(plans).get_configuration(configuration)
     data = folder / settings.data_identifier
     if not data.is_dir() or not any(data.iterdir()):
@@ -179,6 +186,7 @@ def _check_preprocessed(folder: Path, plans: dict[str, Any], configuration: str)
             f"Configuration '{configuration}' is not preprocessed: {data} is missing or empty. "
             f"Run: nnUNetv2_preprocess -d {folder.name} -plans_name {plans['plans_name']} -c {configuration}"
         )
+    return settings.batch_size
 
 
 def _previous_stage(
@@ -188,7 +196,7 @@ def _previous_stage(
     *,
     trainer: str | None,
     predictions: str | Path | None,
-    text: str,
+    trust_code: bool,
 ) -> Path | None:
     """The folder with the first stage's segmentations that a cascade's second stage trains on; None without cascade."""
     settings = PlansManager(plans).get_configuration(configuration)
@@ -199,16 +207,16 @@ def _previous_stage(
         return None
     if trainer is not None and predictions is not None:
         raise NnplugError("-prev_stage_trainer and -prev_stage_predictions exclude each other. Give one of them.")
+    name = base.name.split("__")[0]
     if predictions is not None:
         folder = Path(predictions)
     else:
-        name = get_registry().resolve(trainer).name if trainer is not None else base.name.split("__")[0]
+        name = get_registry().resolve(trainer, trust_code=trust_code).name if trainer is not None else name
         folder = base.with_name(f"{name}__{plans['plans_name']}__{stage}") / "predicted_next_stage" / configuration
     if folder.is_dir() and any(folder.iterdir()):
         return folder
-    stage_trainer = trainer or text
     raise NnplugError(
         f"'{configuration}' is the second stage of a cascade and needs the predictions of '{stage}', but {folder} is "
         f"missing or empty. Train every fold of it first: nnplug train {base.parent.name} {stage} all "
-        f"-tr {stage_trainer}; or name another one with -prev_stage_trainer NAME or -prev_stage_predictions FOLDER."
+        f"-tr {name}; or name another one with -prev_stage_trainer NAME or -prev_stage_predictions FOLDER."
     )

@@ -29,7 +29,11 @@ _LOSSES = {
     "dice_focal": ("DiceFocalLoss", "Dice + focal loss", "Lin et al. 2017, arXiv:1708.02002"),
     "tversky": ("TverskyLoss", "Dice that weighs misses and false alarms", "Salehi et al. 2017, arXiv:1706.05721"),
     "soft_cldice": ("SoftClDiceLoss", "Dice + centreline Dice for tubes", "Shit et al. 2021, arXiv:2003.07311"),
-    "hausdorff_dt": ("HausdorffDTLoss", "Dice + distance-map Hausdorff", "Karimi et al. 2019, arXiv:1904.10030"),
+    "hausdorff_dt": (
+        "HausdorffDTLoss",
+        "Dice + cross entropy + distance-map Hausdorff",
+        "Karimi et al. 2019, arXiv:1904.10030",
+    ),
 }
 
 

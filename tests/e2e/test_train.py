@@ -118,6 +118,21 @@ def test_training_over_an_existing_one_needs_a_word(tiny_dataset: DatasetForTest
     assert (kept[0] / "checkpoint_final.pth").exists()
 
 
+def test_a_restart_that_is_refused_leaves_the_training_where_it_is(
+    tiny_dataset: DatasetForTests, tmp_path: Path
+) -> None:
+    dataset = tiny_dataset.private_copy(tmp_path / "private")
+    result = json.loads(train(dataset, "-tr", SHORT, "--json").stdout)
+    plans_file = dataset.preprocessed_folder / "nnUNetPlans.json"
+    plans_file.write_text(plans_file.read_text().replace('"batch_dice": false', '"batch_dice": true'))
+
+    refused = train(dataset, "-tr", SHORT, "--restart", check=False)
+
+    assert refused.returncode == 2
+    assert "belongs to a model with other settings" in refused.stderr
+    assert Path(result["model_path"], "fold_0", "checkpoint_final.pth").exists()
+
+
 def test_a_finished_training_is_only_validated_again_with_c(tiny_dataset: DatasetForTests) -> None:
     result = json.loads(train(tiny_dataset, "-tr", SHORT, "--json").stdout)
     final = Path(result["model_path"], "fold_0", "checkpoint_final.pth")

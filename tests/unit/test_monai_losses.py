@@ -335,12 +335,21 @@ def test_hausdorff_minds_far_errors_more_than_near_ones() -> None:
         found = labels.clone()
         found[:, 2, column] = 1
         logits = logits_for(F.one_hot(found, 2).movedim(-1, 1).float())
-        values.append(small("hausdorff_dt", lambda_dice=0)(logits, target).item())
+        values.append(small("hausdorff_dt", lambda_hausdorff=1, lambda_dice=0, lambda_ce=0)(logits, target).item())
     assert values == sorted(values)
     # one wrong voxel of 150; it is 1 from the border of the prediction and 10 from the target's
     assert values[1] == pytest.approx((1 + 10**2) / 150, rel=1e-4)
-    both = small("hausdorff_dt", lambda_dice=1, lambda_hausdorff=2)(logits, target).item()
-    assert both == pytest.approx(2 * values[2] + (1 - 2 * 4 / 9), rel=1e-4)
+    mixed = small("hausdorff_dt", lambda_dice=3, lambda_hausdorff=2, lambda_ce=0)(logits, target).item()
+    assert mixed == pytest.approx(2 * values[2] + 3 * (1 - 2 * 4 / 9), rel=1e-4)
+
+
+@every_kind
+def test_cross_entropy_beside_hausdorff(regions: bool) -> None:
+    labels, logits = labels_of(2), noise(2, 2 if regions else 3, 14, 12)
+    target = target_of(labels, regions=regions)
+    value = make("hausdorff_dt", dims=2, regions=regions, lambda_hausdorff=0, lambda_dice=0)(logits, target)
+    wanted = F.binary_cross_entropy_with_logits(logits, target) if regions else F.cross_entropy(logits, labels)
+    torch.testing.assert_close(value, wanted)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +364,7 @@ def test_hausdorff_minds_far_errors_more_than_near_ones() -> None:
         ("soft_cldice", {"alpha": 1.5}, "alpha must be in 0..1, not 1.5"),
         ("soft_cldice", {"num_iterations": -1}, "num_iterations must not be negative, not -1"),
         ("hausdorff_dt", {"alpha": 0}, "alpha must be above 0, not 0"),
-        ("hausdorff_dt", {"lambda_dice": -1}, "lambda_dice and lambda_hausdorff must not be negative"),
+        ("hausdorff_dt", {"lambda_ce": -1}, "lambda_hausdorff, lambda_dice and lambda_ce must not be negative"),
     ],
 )
 def test_settings_out_of_range(name: str, settings: dict[str, Any], message: str) -> None:

@@ -26,7 +26,7 @@ def resolved(**fields: object) -> ResolvedConfig:
         {},
         {"num_epochs": 5, "loss_fn": lambda *_: 0.0, "sampler": "acme.x:Y"},
         {"network_builder": "acme.net:Net"},
-        {"network_builder": build_network},
+        {"network_builder": "monai.networks.nets:UNet"},
         {"extends": "nnUNetTrainerBN"},
         {"extends": "nnUNet_Primus_M_Trainer"},
         {"plans": {"resampling_fn_probabilities": "resample_torch_fornnunet"}},
@@ -34,6 +34,12 @@ def resolved(**fields: object) -> ResolvedConfig:
 )
 def test_portable(fields: dict[str, object]) -> None:
     assert stock_prediction_obstacle(resolved(**fields)) is None
+
+
+def test_a_builder_in_a_module_that_no_package_brings() -> None:
+    reason = stock_prediction_obstacle(resolved(network_builder=build_network))
+    assert reason is not None
+    assert "belongs to no installed package; nnU-Net finds it only through PYTHONPATH" in reason
 
 
 def test_a_builder_that_can_not_be_imported() -> None:

@@ -66,6 +66,7 @@ def add_trainer_argument(parser: argparse.ArgumentParser, default: str | None = 
 
 def run(args: argparse.Namespace) -> int:
     from nnplug.errors import NnplugError
+    from nnplug.interrupts import TrainingInterrupted
 
     if not args.fold and not args.all_data:
         raise NnplugError("Which fold? Give numbers, 'all' for every fold of the splits, or --all-data.")
@@ -73,8 +74,13 @@ def run(args: argparse.Namespace) -> int:
         raise NnplugError("--all-data trains one model on every case and takes no fold.")
     # nnU-Net reads this when it is imported, and starts as many processes that each import torch
     os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
-    with stdout_for_json(args.json):
-        results = _train(args)
+    try:
+        with stdout_for_json(args.json):
+            results = _train(args)
+    except TrainingInterrupted as interrupted:
+        if args.json:
+            print(json.dumps({"status": "interrupted", "message": str(interrupted)}))
+        raise
     from nnplug.results import combine
 
     result = combine(results)
@@ -89,10 +95,13 @@ def run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
 
+    from nnplug.errors import NnplugError
     from nnplug.training import train
 
     if args.use_compressed:
         print("--use_compressed has had no effect since nnU-Net stores its data with blosc2.")
+    if args.ddp and args.num_gpus != 1:
+        raise NnplugError("--ddp takes all visible GPUs and -num_gpus a number of them. Give one of them.")
     num_gpus = max(1, torch.cuda.device_count()) if args.ddp and args.device != "cpu" else args.num_gpus
     return train(
         args.dataset,
