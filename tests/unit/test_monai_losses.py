@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from nnplug import LossContext, NnplugError
 from nnplug.loss_contract import traits_of
 from nnplug_monai import losses
+from support.monai_networks import one_thread  # noqa: F401
 from torch.nn import functional as F
 
 LOSSES = {
@@ -20,15 +20,6 @@ LOSSES = {
     "hausdorff_dt": losses.HausdorffDTLoss,
 }
 IGNORE = 3
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small only wait for each other's threads on a busy machine."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def make(name: str, *, dims: int = 3, regions: bool = False, ignore: bool = False, **settings: Any) -> torch.nn.Module:

@@ -1,159 +1,37 @@
-"""MONAI's networks, built the way stock nnU-Net builds them from a plans file."""
+"""MONAI's networks in nnU-Net: outputs, gradients, the deep-supervision switch, what comes from the plan."""
 
 from __future__ import annotations
 
 import copy
-import importlib
-import inspect
-import json
 import pickle
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from monai.networks import nets
 from monai.networks.nets.mednext import create_mednext
-from nnplug import NnplugError
-from nnplug_monai.patch_rule import PatchRule
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from support.monai_networks import (
+    CASES,
+    IN_2D,
+    STRIDES,
+    SUPERVISED,
+    SUPERVISED_CASES,
+    TINY,
+    Case,
+    build,
+    build_case,
+    build_tiny,
+    case_id,
+    image_of,
+    one_thread,  # noqa: F401
+    plan_of,
+    shapes_of,
+)
 from torch import nn
-
-TINY = {
-    "segresnet": {"init_filters": 8, "blocks_down": [1, 1, 1, 1]},
-    "segresnetds": {"init_filters": 4, "blocks_down": [1, 1, 1, 1]},
-    "swinunetr": {"feature_size": 12, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 4},
-    "unetr": {"feature_size": 4, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2},
-    "attentionunet": {},
-    "dynunet": {},
-    "mednext": {"init_filters": 4},
-    "basicunetplusplus": {"features": [4, 4, 4, 4, 4, 4]},
-    "vnet": {},
-}
-SUPERVISED = ("segresnetds", "dynunet", "mednext", "basicunetplusplus")
-STRIDES = {
-    "isotropic": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
-    "anisotropic": [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]],
-}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only wait for each other's threads on a busy machine."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-def plan_of(dims: int, strides: str = "isotropic", **changes: Any) -> dict[str, Any]:
-    """``arch_kwargs`` as nnU-Net's planner writes them."""
-    taken = [stride[-dims:] for stride in STRIDES[strides]]
-    kernels = [[1 if s == 1 and i == 1 else 3 for s in stride] for i, stride in enumerate(taken)]
-    arch_kwargs = {
-        "n_stages": 4,
-        "features_per_stage": [4, 8, 8, 8],
-        "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
-        "kernel_sizes": kernels,
-        "strides": taken,
-        "n_conv_per_stage": [2, 2, 2, 2],
-        "n_conv_per_stage_decoder": [2, 2, 2],
-        "conv_bias": True,
-        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
-        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    return arch_kwargs | changes
-
-
-def build(
-    name: str,
-    patch: tuple[int, ...],
-    *,
-    deep_supervision: bool = False,
-    num_channels: int = 1,
-    num_classes: int = 3,
-    plan: dict[str, Any] | None = None,
-    **settings: Any,
-) -> nn.Module:
-    """Build as stock nnU-Net does: by dotted name, from JSON that holds only what the builder takes."""
-    module = importlib.import_module(f"nnplug_monai.networks.{name}")
-    accepted = inspect.signature(getattr(module, f"build_{name}")).parameters
-    plan = plan_of(len(patch)) if plan is None else plan
-    arch_kwargs = {key: value for key, value in (plan | {"patch_size": list(patch)}).items() if key in accepted}
-    return get_network_from_plans(
-        f"nnplug_monai.networks.{name}.build_{name}",
-        json.loads(json.dumps(arch_kwargs | settings)),
-        [key for key in ("conv_op", "norm_op", "dropout_op", "nonlin") if key in arch_kwargs],
-        num_channels,
-        num_classes,
-        deep_supervision=deep_supervision,
-    )
-
-
-def build_tiny(name: str, patch: tuple[int, ...], **kwargs: Any) -> nn.Module:
-    torch.manual_seed(0)
-    return build(name, patch, **TINY[name], **kwargs)
-
-
-def shapes_of(output: torch.Tensor | list[torch.Tensor]) -> list[tuple[int, ...]]:
-    return [tuple(t.shape) for t in (output if isinstance(output, list) else [output])]
-
-
-class Case(NamedTuple):
-    name: str
-    patch: tuple[int, ...]
-    num_channels: int
-    num_classes: int
-    extra_outputs: list[tuple[int, ...]]
-    """Spatial sizes of the outputs after the first with deep supervision."""
-
-
-CASES = [
-    Case("segresnet", (24, 16), 3, 2, []),
-    Case("segresnet", (16, 24, 16), 1, 3, []),
-    Case("segresnetds", (24, 16), 3, 2, [(12, 8), (6, 4)]),
-    Case("segresnetds", (16, 24, 16), 1, 3, [(8, 12, 8), (4, 6, 4)]),
-    Case("swinunetr", (64, 32), 3, 2, []),
-    Case("swinunetr", (32, 64, 32), 1, 3, []),
-    Case("unetr", (32, 16), 3, 2, []),
-    Case("unetr", (16, 32, 16), 1, 3, []),
-    Case("attentionunet", (24, 16), 3, 2, []),
-    Case("attentionunet", (16, 24, 16), 1, 3, []),
-    Case("dynunet", (24, 16), 3, 2, [(12, 8), (6, 4)]),
-    Case("dynunet", (16, 24, 16), 1, 3, [(8, 12, 8), (4, 6, 4)]),
-    Case("mednext", (32, 16), 3, 2, [(16, 8), (8, 4), (4, 2), (2, 1)]),
-    Case("mednext", (16, 32, 16), 1, 3, [(8, 16, 8), (4, 8, 4), (2, 4, 2), (1, 2, 1)]),
-    Case("basicunetplusplus", (35, 18), 3, 2, [(35, 18)] * 3),
-    Case("basicunetplusplus", (17, 33, 16), 1, 3, [(17, 33, 16)] * 3),
-    Case("vnet", (32, 16), 4, 2, []),
-    Case("vnet", (16, 32, 16), 1, 3, []),
-]
-SUPERVISED_CASES = [case for case in CASES if case.name in SUPERVISED]
-IN_2D = [case for case in SUPERVISED_CASES if len(case.patch) == 2]
-
-
-def case_id(case: Case) -> str:
-    return f"{case.name}-{len(case.patch)}d"
-
-
-def image_of(case: Case, batch_size: int = 1) -> torch.Tensor:
-    return torch.randn(batch_size, case.num_channels, *case.patch, generator=torch.Generator().manual_seed(1))
-
-
-def raises_value_error(message: str) -> Any:
-    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
-
-
-def build_case(case: Case, **kwargs: Any) -> nn.Module:
-    return build_tiny(case.name, case.patch, num_channels=case.num_channels, num_classes=case.num_classes, **kwargs)
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
@@ -225,7 +103,7 @@ DDP_STEPS = """
 import os, sys
 import torch
 sys.path.insert(0, sys.argv[2])
-import test_monai_networks as tests
+from support import monai_networks as tests
 
 torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
@@ -239,7 +117,7 @@ os._exit(0)
 
 
 def test_ddp_accepts_every_network_without_deep_supervision(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", DDP_STEPS, str(tmp_path / "store"), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", DDP_STEPS, str(tmp_path / "store"), str(Path(__file__).parents[1])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [case.name for case in IN_2D]
@@ -388,152 +266,3 @@ def test_vnet_drops_whole_channels_in_2d() -> None:
 
 def test_unetr_has_no_parameters_of_a_cross_attention() -> None:
     assert not [name for name, _ in build_tiny("unetr", (16, 16)).named_parameters() if "cross" in name]
-
-
-# --- patch sizes -----------------------------------------------------------------------------------------------------
-
-SIZES_2D = [(8, 8), (16, 8), (16, 16), (32, 16), (32, 32), (32, 64), (24, 24), (48, 16), (17, 32), (15, 64), (20, 20)]
-
-
-@pytest.mark.parametrize("name", [name for name in TINY if name != "unetr"])
-def test_patch_rule_is_exact(name: str) -> None:
-    """What the rule refuses fails in MONAI's own code, and what it lets through runs."""
-    taken = []
-    with torch.device("meta"), torch.no_grad():
-        network = build_tiny(name, (64, 64))
-        rule = network.patch_rule
-        network._forward_pre_hooks.clear()
-        for size in SIZES_2D:
-            try:  # nnU-Net predicts one patch at a time
-                outputs = network.train()(torch.empty(2, 1, *size)), network.eval()(torch.empty(1, 1, *size))
-                runs = all(output.shape[2:] == size for output in outputs)
-            except (RuntimeError, ValueError):
-                runs = False
-            try:
-                rule.check(size)
-            except ValueError:
-                assert not runs, f"{size} runs and is refused"
-            else:
-                assert runs, f"{size} is let through and fails"
-                taken.append(size)
-    assert taken
-    assert len(taken) < len(SIZES_2D)
-
-
-def test_unetr_patch_rule_is_exact() -> None:
-    for size in SIZES_2D:
-        with torch.device("meta"), torch.no_grad():
-            theirs = nets.UNETR(1, 3, size, 4, 12, 12, 2, spatial_dims=2) if min(size) >= 16 else None
-            try:
-                runs = theirs is not None and theirs(torch.empty(2, 1, *size)).shape == (2, 3, *size)
-            except (RuntimeError, ValueError):
-                runs = False
-            try:
-                build_tiny("unetr", size)(torch.empty(2, 1, *size))
-                assert runs, size
-            except ValueError:
-                assert not runs, size
-
-
-@pytest.mark.parametrize(
-    ("name", "patch", "message"),
-    [
-        ("segresnet", (40, 56, 44), "SegResNet needs sides that are multiples of 8"),
-        ("swinunetr", (40, 56, 40), "SwinUNETR needs sides that are multiples of 32"),
-        ("swinunetr", (32, 32, 32), "SwinUNETR needs a side of at least 64: its coarsest level has one voxel"),
-        ("vnet", (40, 56, 40), "VNet needs sides that are multiples of 16"),
-        ("mednext", (40, 56, 40), "MedNeXt needs sides that are multiples of 16"),
-        ("mednext", (16, 16), "MedNeXt needs a side of at least 32: its coarsest level has one voxel"),
-        ("basicunetplusplus", (15, 64), "BasicUNetPlusPlus needs sides of at least 16"),
-        ("dynunet", (20, 16), "DynUNet needs sides that are multiples of 8"),
-    ],
-)
-def test_message_on_a_patch_that_does_not_fit(name: str, patch: tuple[int, ...], message: str) -> None:
-    with torch.device("meta"), raises_value_error(message):
-        build_tiny(name, patch)(torch.empty(2, 1, *patch))
-
-
-def test_message_names_the_sides_of_an_anisotropic_plan() -> None:
-    with raises_value_error("DynUNet needs sides that are multiples of 4x8x8"):
-        build("dynunet", (6, 16, 16), plan=plan_of(3, "anisotropic"))(torch.zeros(2, 1, 6, 16, 16))
-
-
-def test_unetr_refuses_a_patch_it_was_not_built_for() -> None:
-    with raises_value_error("UNETR needs sides that are multiples of 16"):
-        build_tiny("unetr", (40, 56, 40))
-    network = build_tiny("unetr", (32, 16))
-    with raises_value_error("UNETR was built for patches of 32x16 and takes no other size"):
-        network(torch.zeros(1, 1, 16, 32))
-
-
-def test_rule_is_readable_on_the_network() -> None:
-    assert build_tiny("vnet", (32, 32)).patch_rule == PatchRule("VNet", (16, 16))
-
-
-# --- refusals --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [name for name in TINY if name not in SUPERVISED])
-def test_deep_supervision_is_refused_where_there_is_one_output(name: str) -> None:
-    with pytest.raises(NnplugError) as caught:
-        build_tiny(name, (64, 64), deep_supervision=True)
-    assert str(caught.value).startswith("has no deep supervision: ")
-    assert str(caught.value).endswith(" has one output. Use enable_deep_supervision=false.")
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "message"),
-    [
-        (
-            "vnet",
-            {"num_channels": 3},
-            "can not have 3 input channels: VNet repeats the image to 16 and takes 1, 2, 4, 8 or 16.",
-        ),
-        (
-            "unetr",
-            {"patch_size": None},
-            "needs to know the patch size, and the plan's arch_kwargs do not hold patch_size.",
-        ),
-        ("mednext", {"variant": "XL"}, "comes in the sizes S, B, M and L; network_builder.variant is 'XL'."),
-        ("mednext", {"kernel_size": 4}, "needs an odd kernel; network_builder.kernel_size is 4."),
-        (
-            "mednext",
-            {"blocks_up": [1, 1]},
-            "needs as many levels up as down; network_builder.blocks_up has 2 entries, blocks_down 4.",
-        ),
-        ("segresnetds", {"dsdepth": 9}, "can have 1 to 3 outputs; network_builder.dsdepth is 9."),
-        ("segresnetds", {"blocks_down": [1]}, "needs at least two levels: network_builder.blocks_down has one entry."),
-        (
-            "dynunet",
-            {"deep_supr_num": 3},
-            "has 4 stages and so 1 to 2 extra outputs; network_builder.deep_supr_num is 3.",
-        ),
-        ("dynunet", {"strides": [[1, 1], [2, 2]]}, "needs a plan with at least three stages; this one has 2."),
-        (
-            "dynunet",
-            {"strides": [[2, 2], [2, 2], [2, 2], [2, 2]]},
-            "works at full resolution first; the plan's first stride is [2, 2], not 1.",
-        ),
-        (
-            "attentionunet",
-            {"strides": [[2, 2], [2, 2], [2, 2], [2, 2]]},
-            "works at full resolution first; the plan's first stride is [2, 2], not 1.",
-        ),
-        ("attentionunet", {"features_per_stage": [8]}, "needs a plan with at least two stages; this one has one."),
-    ],
-)
-def test_refusals(name: str, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(NnplugError) as caught:
-        build(name, (32, 32), **(TINY[name] | arguments))
-    assert str(caught.value) == message
-
-
-def test_refusals_of_the_plan() -> None:
-    with pytest.raises(NnplugError) as caught:
-        build("vnet", (32, 32), plan=plan_of(2, conv_op="torch.nn.Conv1d"))
-    assert str(caught.value) == "works with the conv_op Conv2d or Conv3d; the plan has Conv1d."
-    with pytest.raises(NnplugError) as caught:
-        build("dynunet", (32, 32), plan=plan_of(2, norm_op="torch.nn.LayerNorm"))
-    assert str(caught.value) == (
-        "can not take the plan's norm_op LayerNorm. Name MONAI's layer: network_builder.norm_name=batch"
-    )
