@@ -136,7 +136,7 @@ def make_trainers(dataset: DatasetForTests, epochs: int) -> tuple[Any, Any]:
     return made[0], made[1]
 
 
-def step(dataset: DatasetForTests, pairs: int = 120) -> list[Row]:
+def step(dataset: DatasetForTests, pairs: int = 100) -> list[Row]:
     """One optimiser step on the same batch, in interleaved pairs."""
     with tempfile.TemporaryDirectory() as results, dataset.with_results(Path(results)).activated(), quiet():
         ours, stock = make_trainers(dataset, epochs=2)
