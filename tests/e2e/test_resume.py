@@ -138,7 +138,7 @@ def test_a_signal_saves_at_the_next_step_and_the_epoch_goes_on_from_there(
 def test_a_second_interrupt_stops_at_once(tiny_dataset: DatasetForTests, recipe: Path) -> None:
     recipe.write_text(RECIPE.replace("features_per_stage = [4, 8, 16]", "features_per_stage = [96, 192, 384]"))
     with running(tiny_dataset, recipe) as process:
-        wait_for_line(process, "These are the global plan.json settings")
+        wait_for_line(process, "do_dummy_2d_data_aug")
         time.sleep(1)
         while process.poll() is None:  # signals that arrive within one operation of torch count as one
             process.send_signal(signal.SIGINT)
