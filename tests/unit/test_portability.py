@@ -12,10 +12,6 @@ from nnplug.registry import Registry
 from nnplug.resolved import ResolvedConfig
 
 
-def build_network(input_channels: int, num_classes: int, **kwargs: object) -> None:
-    """Stands for a builder."""
-
-
 def resolved(**fields: object) -> ResolvedConfig:
     return Registry([]).resolve(TrainerConfig(name="mine", **fields))
 
@@ -36,8 +32,10 @@ def test_portable(fields: dict[str, object]) -> None:
     assert stock_prediction_obstacle(resolved(**fields)) is None
 
 
-def test_a_builder_in_a_module_that_no_package_brings() -> None:
-    reason = stock_prediction_obstacle(resolved(network_builder=build_network))
+def test_a_builder_in_a_module_that_no_package_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "beside_a_script.py").write_text("def build(**kwargs): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    reason = stock_prediction_obstacle(resolved(network_builder="beside_a_script:build"))
     assert reason is not None
     assert "belongs to no installed package; nnU-Net finds it only through PYTHONPATH" in reason
 
