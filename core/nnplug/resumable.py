@@ -219,15 +219,16 @@ class ResumableTrainer(CheckpointingTrainer):
         self.print_to_log_file("Pseudo dice", [round(float(d), 4) for d in dice])
         seconds = log.get_value("epoch_end_timestamps", step=-1) - log.get_value("epoch_start_timestamps", step=-1)
         self.print_to_log_file(f"Epoch time: {np.round(seconds, decimals=2)} s")
-        is_last = epoch == self.num_epochs - 1
-        is_due = (epoch + 1) % self.save_every == 0 or time() - self._last_saved > SECONDS_BETWEEN_CHECKPOINTS
-        if is_due and not is_last:
-            self.save_checkpoint(str(Path(self.output_folder, LATEST)))
         ema = log.get_value("ema_fg_dice", step=-1)
+        # before the latest checkpoint, which would otherwise go on with the best value of the epoch before
         if self._best_ema is None or ema > self._best_ema:
             self._best_ema = ema
             self.print_to_log_file(f"Yayy! New best EMA pseudo Dice: {np.round(ema, decimals=4)}")
             self.save_checkpoint(str(Path(self.output_folder, BEST)))
+        is_last = epoch == self.num_epochs - 1
+        is_due = (epoch + 1) % self.save_every == 0 or time() - self._last_saved > SECONDS_BETWEEN_CHECKPOINTS
+        if is_due and not is_last:
+            self.save_checkpoint(str(Path(self.output_folder, LATEST)))
 
     def _report_epoch(self) -> None:
         values = self.logger.get_checkpoint()
