@@ -23,16 +23,16 @@ BASE = "nnUNetTrainer"
 STOCK_FOLDER = Path(__file__).parent / "_stock"
 _PACKAGE = "nnunetv2.training.nnUNetTrainer"
 
-# What a class decides by overriding a method of nnUNetTrainer.
-_METHODS = {
+#: What a trainer class decides by overriding a method of nnUNetTrainer: the fields that the method stands for.
+SEAMS = {
     "_build_loss": ("loss_fn",),
     "build_network_architecture": ("network_builder",),
     "configure_optimizers": ("optimizer", "lr_scheduler"),
     "get_training_transforms": ("training_transforms",),
     "get_dataloaders": ("sampler",),
 }
-# What it decides by setting an attribute in __init__.
-_ATTRIBUTES = (
+#: What it decides in __init__: fields that are attributes of nnUNetTrainer under the same name.
+ATTRIBUTES = (
     "enable_deep_supervision",
     "initial_lr",
     "weight_decay",
@@ -137,7 +137,7 @@ def _sets_of_class(target: type) -> dict[str, str]:
         if owner.__name__ == BASE:
             break
         for method in owner.__dict__:
-            for field in _METHODS.get(method, ()):
+            for field in SEAMS.get(method, ()):
                 found.setdefault(field, owner.__name__)
         source = _module_file(owner.__module__)
         definition = _classes(source).get(owner.__name__) if source else None
@@ -220,7 +220,7 @@ def _sets_of(file: Path, module: str, name: str, folder: Path | None) -> dict[st
     found: dict[str, str] = {}
     for node in definition.body:
         if isinstance(node, ast.FunctionDef):
-            for field in _METHODS.get(node.name, ()):
+            for field in SEAMS.get(node.name, ()):
                 found[field] = name
     for field in _attributes_set(definition):
         found[field] = name
@@ -235,7 +235,7 @@ def _attributes_set(definition: ast.ClassDef) -> list[str]:
         if not isinstance(function, ast.FunctionDef) or function.name != "__init__":
             continue
         for node in ast.walk(function):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in _ATTRIBUTES:
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in ATTRIBUTES:
                 found.append(node.attr)
     return found
 

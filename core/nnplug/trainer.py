@@ -36,28 +36,7 @@ from nnplug.network import call_accepted
 from nnplug.references import describe, load
 from nnplug.resolved import ResolvedConfig
 from nnplug.resumable import ResumableTrainer
-
-#: Methods of nnU-Net's trainer and the fields they stand for: a base trainer that overrides one counts as setting it.
-SEAMS = {
-    "_build_loss": ("loss_fn",),
-    "get_training_transforms": ("training_transforms",),
-    "configure_optimizers": ("optimizer", "lr_scheduler"),
-    "get_dataloaders": ("sampler",),
-    "build_network_architecture": ("network_builder",),
-}
-
-#: Fields that are attributes of nnU-Net's trainer under the same name.
-ATTRIBUTES = (
-    "initial_lr",
-    "weight_decay",
-    "num_epochs",
-    "num_iterations_per_epoch",
-    "num_val_iterations_per_epoch",
-    "oversample_foreground_percent",
-    "probabilistic_oversampling",
-    "save_every",
-    "enable_deep_supervision",
-)
+from nnplug.stock_names import ATTRIBUTES, SEAMS
 
 
 def build_trainer_class(resolved: ResolvedConfig) -> type[nnUNetTrainer]:
