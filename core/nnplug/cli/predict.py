@@ -125,7 +125,9 @@ def _exit(number: int, _frame: object) -> None:
 
 
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
-    from nnplug.prediction import predict
+    from nnplug.cli import import_quickly
+
+    predict = import_quickly("nnplug.prediction").predict
     from nnplug.trained_models import choose_folds, find_model_folder
 
     if "dataset" in args:

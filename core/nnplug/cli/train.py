@@ -93,10 +93,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> list[dict[str, Any]]:
-    import torch
-
+    from nnplug.cli import import_quickly
     from nnplug.errors import NnplugError
-    from nnplug.training import train
+
+    train = import_quickly("nnplug.training").train
+    import torch
 
     if args.use_compressed:
         print("--use_compressed has had no effect since nnU-Net stores its data with blosc2.")
