@@ -36,6 +36,18 @@ Size = tuple[int, ...]
 BuildNetwork = Callable[[Size, bool], nn.Module]
 
 
+class PatchRefusedError(NnplugError):
+    """The network does not take the patch.
+
+    Attributes:
+        proposal: a size that it takes, in voxels.
+    """
+
+    def __init__(self, message: str, proposal: Size) -> None:
+        super().__init__(message)
+        self.proposal = proposal
+
+
 @dataclass(frozen=True)
 class NetworkOutputs:
     """What a network returned in the dry run.
@@ -214,8 +226,9 @@ def dry_run(
         deep_supervision: whether the training wants several outputs.
 
     Raises:
-        NnplugError: the network can not be built, does not take the patch (with a size that fits, where one is
-            found), or returns something else than raw logits of shape (B, C, *patch).
+        PatchRefusedError: it does not take the patch, and a size that fits was found.
+        NnplugError: it can not be built, takes no patch, or returns something else than raw logits of shape
+            (B, C, *patch).
     """
 
     def attempt(patch: Size) -> NetworkOutputs:
@@ -233,9 +246,10 @@ def dry_run(
         if proposal is None:
             raise NnplugError(f"The network of '{trainer}' fails on a patch of {text}: {reason}") from error
         fits = "x".join(map(str, proposal))
-        raise NnplugError(
+        raise PatchRefusedError(
             f"The network of '{trainer}' can not take a patch of {text} ({reason}). "
-            f"A size that fits: +patch_size={fits}"
+            f"A size that fits: +patch_size={fits}",
+            proposal,
         ) from error
 
 
