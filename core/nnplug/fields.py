@@ -20,8 +20,9 @@ from nnplug.checks import (
     text,
     whole,
 )
-from nnplug.component import factory, factory_or_finished
+from nnplug.component import Component, factory, factory_or_finished
 from nnplug.errors import NnplugError
+from nnplug.references import describe
 from nnplug.values import format_value, parse_number, parse_value
 
 # What preprocessing read: other values would not fit the preprocessed images.
@@ -96,6 +97,14 @@ def common_dimensions(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int
     return tuple(dim for dim in one if dim in other)
 
 
+def joint_settings(one: Component, other: Component) -> Component | None:
+    """The same code with the settings of both trainers; None for other code, or where they differ about a setting."""
+    settings = {**one.kwargs, **other.kwargs}
+    if describe(one.target) != describe(other.target) or settings != {**other.kwargs, **one.kwargs}:
+        return None
+    return Component(one.target, **settings)
+
+
 def names(value: Any) -> tuple[str, ...]:
     """Accept a list of field names."""
     expected = "a list of field names"
@@ -159,7 +168,7 @@ FIELDS: dict[str, Field] = {
     "enable_deep_supervision": Field(check=boolean, stock="true"),
     "spatial_dims": Field(check=dimensions, stock="2x3", combine=common_dimensions),
     "loss_fn": Field(check=factory_or_finished, stock="Dice + cross-entropy", is_code=True),
-    "sampler": Field(check=factory, stock="nnUNetDataLoader", is_code=True),
+    "sampler": Field(check=factory, stock="nnUNetDataLoader", is_code=True, combine=joint_settings),
     "training_transforms": Field(check=factory, stock="nnU-Net's augmentation", is_code=True),
     "mirror_axes": Field(check=axes, stock="every axis of the patch"),
     "optimizer": Field(check=factory, stock="SGD, Nesterov momentum 0.99", is_code=True),

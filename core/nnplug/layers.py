@@ -77,8 +77,14 @@ def merge(layers: Sequence[Layer], decided: Sequence[str], text: str) -> Layer:
         for key, value in layer.values.items():
             combine = FIELDS[key].combine if key in FIELDS else None
             if key in merged.values and combine:
-                value = combine(merged.values[key], value)
-                if value == merged.values[key]:
+                before, value = merged.values[key], combine(merged.values[key], value)
+                if value == before:
+                    continue
+                if isinstance(value, Component):
+                    # still the first one's code; only the settings that joined have another origin
+                    merged.values[key] = value
+                    joined = [name for name in value.kwargs if name not in before.kwargs]
+                    merged.origins.update({f"{key}.{name}": layer.origins[key] for name in joined})
                     continue
             elif key in merged.values:
                 continue

@@ -89,6 +89,9 @@ NAMES = Names(
     TrainerConfig(name="da5_too", base_trainer=DA5, training_transforms="acme.t:transforms"),
     TrainerConfig(name="transforms", training_transforms="acme.t:transforms"),
     TrainerConfig(name="code", sampler="acme_code.loader:Loader"),
+    TrainerConfig(name="by_case", sampler=Component("acme.loader:Loader", file="a")),
+    TrainerConfig(name="near", sampler=Component("acme.loader:Loader", near=True, margin=2)),
+    TrainerConfig(name="nearer", sampler=Component("acme.loader:Loader", near=True, margin=1)),
 )
 
 
@@ -360,6 +363,22 @@ def test_plans_sizes_are_the_fields() -> None:
 def test_dimensions_are_those_that_all_parts_work_in() -> None:
     assert fields_of("both+only3d") == {"spatial_dims": [3]}
     assert named("both+only3d").origins["spatial_dims"].term == "only3d"
+
+
+def test_settings_of_one_sampler_join() -> None:
+    resolved = named("near+by_case")
+    assert resolved.config.sampler == Component("acme.loader:Loader", file="a", near=True, margin=2)
+    terms = {key: origin.term for key, origin in resolved.origins.items()}
+    assert terms == {"sampler": "by_case", "sampler.near": "near", "sampler.margin": "near"}
+    assert fields_of("by_case+near+sampler.margin=3")["sampler"]["margin"] == 3
+
+
+@pytest.mark.parametrize(("one", "other"), [("near", "nearer"), ("code", "near")])
+def test_samplers_that_differ_about_a_setting_or_are_other_code_conflict(one: str, other: str) -> None:
+    text = f"{one}+{other}"
+    assert message(text) == (
+        f"'{one}' and '{other}' both set sampler; '-tr {text}' can have only one. To decide: {text}+sampler=@{other}"
+    )
 
 
 def test_two_names_on_one_base_agree() -> None:
