@@ -22,9 +22,7 @@ from nnplug.fields import FIELDS
 from nnplug.hookspecs import API_VERSION
 from nnplug.recipes import read_recipe
 
-RESERVED_NAMES = frozenset({"all", "none", "true", "false", *FIELDS})
-# nnU-Net's own classes are named like this.
-RESERVED_PREFIXES = ("nnUNetTrainer", "nnUNet_")
+RESERVED_NAMES = frozenset({"all", "none", "true", "false"})
 HOOKS = tuple(name for name, value in vars(hookspecs).items() if hasattr(value, "nnplug_spec"))
 
 
@@ -113,12 +111,11 @@ def call_plugin(manager: pluggy.PluginManager, plugin: Any, hook_name: str, **kw
     return results[0] if results else None
 
 
-def reserved_reason(name: str) -> str | None:
-    """Why a trainer can not have this name, None where it can."""
-    if name in RESERVED_NAMES:
+def reserved_reason(config: TrainerConfig) -> str | None:
+    """Why a trainer can not have its name, None where it can: a field's name is for a trainer that sets the field."""
+    name = config.name
+    if name in RESERVED_NAMES or (name in FIELDS and name not in config.set_fields()):
         return f"the name '{name}' is reserved: it means something else after -tr. Choose another."
-    if name.startswith(RESERVED_PREFIXES):
-        return f"the name '{name}' is reserved: nnU-Net's own classes begin like this. Choose another."
     return None
 
 
@@ -220,7 +217,7 @@ def _check_names(found: list[Registration], taken: dict[str, str]) -> None:
     seen: dict[str, str] = {}
     for registration in found:
         name = registration.config.name
-        reason = reserved_reason(name)
+        reason = reserved_reason(registration.config)
         if reason:
             raise PluginError(f"{registration.where}: {reason}")
         if name in seen:

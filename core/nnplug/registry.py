@@ -23,7 +23,6 @@ from nnplug.compose import Registration, ResolvedConfig
 from nnplug.config import TrainerConfig
 from nnplug.errors import NnplugError
 from nnplug.plugin_loading import (
-    RESERVED_PREFIXES,
     PluginRecord,
     call_plugin,
     load_plugin,
@@ -37,6 +36,8 @@ from nnplug.terms import NameTerm, normalise_distribution
 __all__ = ["PluginRecord", "Registration", "Registry", "UnknownTrainerError", "get_registry"]
 
 GROUP = "nnplug"
+# nnU-Net's own classes are named like this.
+_CLASS_PREFIXES = ("nnUNetTrainer", "nnUNet_")
 _FILE_RECIPE = re.compile(r"(.+)-[0-9a-f]{8}\Z")
 
 
@@ -104,13 +105,14 @@ class Registry:
         found = everyone
         if term.distribution is not None:
             found = [one for one in everyone if normalise_distribution(one.distribution or "") == term.distribution]
-        if len(found) > 1:
-            raise NnplugError(_ambiguous(term.name, found))
+        is_like_class = not everyone or term.name.startswith(_CLASS_PREFIXES)
+        stock = find_trainer(term.name) if is_like_class else None
+        if len(found) > 1 or (found and stock and term.distribution is None):
+            raise NnplugError(_ambiguous(term.name, found, stock))
         if found:
             owner = normalise_distribution(found[0].distribution or "")
-            return replace(found[0], name=f"{term.name}@{owner}" if len(everyone) > 1 else term.name)
-        stock = find_trainer(term.name) if term.distribution is None else None
-        if stock is None:
+            return replace(found[0], name=f"{term.name}@{owner}" if len(everyone) > 1 or stock else term.name)
+        if stock is None or term.distribution is not None:
             raise UnknownTrainerError(self._unknown(term))
         return stock_registration(stock)
 
@@ -155,7 +157,9 @@ class Registry:
                 f"TrainerConfig '{config.name}' has the name of a trainer of '{known[0].owner}' ({known[0].where}). "
                 "Give it another: config.copy(name=...)"
             )
-        reason = reserved_reason(config.name)
+        reason = reserved_reason(config)
+        if find_trainer(config.name):
+            reason = f"the name '{config.name}' is that of a class of nnU-Net. Choose another."
         if reason:
             raise NnplugError(f"TrainerConfig '{config.name}': {reason}")
         return Registration(config, config.name)
@@ -170,7 +174,7 @@ class Registry:
             return f"{message} There is {' and '.join(owners)}."
         match = _FILE_RECIPE.match(term.name)
         known = list(self._registrations)
-        if term.name.lower().startswith(tuple(prefix.lower() for prefix in RESERVED_PREFIXES)):
+        if term.name.lower().startswith(tuple(prefix.lower() for prefix in _CLASS_PREFIXES)):
             known += [*stock_trainers(), *external_trainers()]
         near = {name.lower(): name for name in known}.get(term.name.lower())
         near = near or next(iter(get_close_matches(term.name, known, n=1)), None)
@@ -223,10 +227,15 @@ def _top_level(dist: Distribution) -> set[str]:
     return found
 
 
-def _ambiguous(name: str, found: list[Registration]) -> str:
+def _ambiguous(name: str, found: list[Registration], stock: StockTrainer | None) -> str:
     owners = " and ".join(f"'{one.owner}' ({one.where})" for one in found)
     first = normalise_distribution(found[0].distribution or "")
-    return f"Trainer '{name}' is registered by {owners}. Use '{name}@{first}' or uninstall one."
+    if stock:
+        where = stock_registration(stock).where
+        owners, cure = f"{owners} and is a trainer class ({where})", "rename the class"
+    else:
+        cure = "uninstall one"
+    return f"Trainer '{name}' is registered by {owners}. Use '{name}@{first}' or {cure}."
 
 
 def _broken(failures: list[PluginRecord]) -> str:

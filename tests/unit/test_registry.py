@@ -111,11 +111,6 @@ BROKEN = [
         "bad/__init__.py:6: the name 'all' is reserved: it means something else after -tr. Choose another",
     ),
     (
-        trainers("name='nnUNetTrainerMine'"),
-        "bad/__init__.py:6: the name 'nnUNetTrainerMine' is reserved: nnU-Net's own classes begin like this. "
-        "Choose another",
-    ),
-    (
         trainers("name='a', num_epochs='many'"),
         "trainer 'a': num_epochs: expected an integer >= 1, got 'many'",
     ),
@@ -209,6 +204,26 @@ def test_an_ambiguous_name(site: PluginSite) -> None:
     )
 
 
+def test_a_name_like_those_of_classes(site: PluginSite) -> None:
+    site.add("plug-a", code=trainers("name='nnUNetTrainerMine', num_epochs=5", "name='nnUNetTrainerDA5', num_epochs=5"))
+    registry = site.registry()
+    assert registry.resolve("nnUNetTrainerMine").name == "nnUNetTrainerMine"
+    with pytest.raises(NnplugError) as error:
+        registry.resolve("nnUNetTrainerDA5")
+    assert str(error.value).startswith(
+        "Trainer 'nnUNetTrainerDA5' is registered by 'plug-a 1.0' (plug_a/__init__.py:7) and is a trainer class "
+        "(nnunetv2/training/nnUNetTrainer/variants/data_augmentation/nnUNetTrainerDA5.py:"
+    )
+    assert str(error.value).endswith("). Use 'nnUNetTrainerDA5@plug-a' or rename the class.")
+    assert registry.resolve("nnUNetTrainerDA5@plug-a").name == "nnUNetTrainerDA5@plug-a"
+    assert registry.resolve("nnUNetTrainerDA5@plug-a").config.num_epochs == 5
+
+
+def test_the_name_of_a_field_is_for_a_trainer_that_sets_it(site: PluginSite) -> None:
+    site.add("plug-a", code=trainers("name='num_epochs', num_epochs=5"))
+    assert site.registry().resolve("num_epochs+initial_lr=0.1").config.num_epochs == 5
+
+
 def test_the_distribution_is_left_out_where_it_is_not_needed(site: PluginSite) -> None:
     site.add("plug-a", code=trainers(UNET))
     assert site.registry().resolve("unet_r@plug-a").name == "unet_r"
@@ -265,7 +280,7 @@ def test_configs_built_in_python(site: PluginSite) -> None:
             "has the name of a trainer of 'nets 1.5' (nets/__init__.py:6). Give it another: config.copy(name=...)",
         ),
         ("true", "the name 'true' is reserved: it means something else after -tr. Choose another."),
-        ("nnUNet_x", "the name 'nnUNet_x' is reserved: nnU-Net's own classes begin like this. Choose another."),
+        ("nnUNetTrainerDA5", "the name 'nnUNetTrainerDA5' is that of a class of nnU-Net. Choose another."),
     ):
         with pytest.raises(NnplugError) as error:
             registry.resolve(TrainerConfig(name=name, num_epochs=6))
