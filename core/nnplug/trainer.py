@@ -356,7 +356,13 @@ class ConfiguredTrainer(nnUNetTrainer):
         if component is None:
             return nnUNetDataLoader
         make = load(component.target, trusted=True)
-        return lambda *args, **kwargs: make(*args, **{**kwargs, **component.kwargs})
+        offered = {"log": self.print_to_log_file} if "log" in network.parameter_names(make) else {}
+
+        def build(*args: Any, **kwargs: Any) -> Any:
+            with _saying_whose("sampler", component):
+                return make(*args, **{**kwargs, **offered, **component.kwargs})
+
+        return build
 
     def _loader(self, make: Callable[..., Any], cases: Any, patch_size: Any, transforms: Any) -> Any:
         return make(
