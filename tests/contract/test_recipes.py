@@ -55,7 +55,7 @@ CHANGES: dict[str, tuple[set[str], tuple[int, ...]]] = {
     "no_deep_supervision": ({"enable_deep_supervision", "loss", "transforms"}, CUBE),
     "no_dummy_2d": ({"dummy_2d", "rotation", "initial_patch_size", "transforms"}, FLAT),
     "no_mirroring": (MIRRORING, CUBE),
-    "probabilistic_oversampling_auto": ({"probabilistic_oversampling", "oversample_foreground_percent"}, CUBE),
+    "probabilistic_oversampling": ({"probabilistic_oversampling", "oversample_foreground_percent"}, CUBE),
     "probabilistic_oversampling_010": ({"probabilistic_oversampling", "oversample_foreground_percent"}, CUBE),
     "probabilistic_oversampling_033": ({"probabilistic_oversampling"}, CUBE),
     "topk10_loss": ({"loss"}, CUBE),
@@ -182,21 +182,20 @@ def test_parts_combine(parts, traits_of):
 @pytest.mark.parametrize("batch_size", [2, 3, 5, 12])
 def test_share_of_random_oversampling_is_that_of_the_class(batch_size, traits_of):
     theirs = traits_of(stock_class("nnUNetTrainer_probabilisticOversampling"), batch_size=batch_size)
-    assert differing(theirs, traits_of("probabilistic_oversampling_auto", batch_size=batch_size)) == set()
+    assert differing(theirs, traits_of("probabilistic_oversampling", batch_size=batch_size)) == set()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("share", ["auto", "033", "010"])
+@pytest.mark.parametrize("share", ["", "_033", "_010"])
 def test_random_oversampling_is_the_same_on_every_rank(share, rank, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     monkeypatch.setattr(trainer_module.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(trainer_module.dist, "get_rank", lambda: rank)
-    suffix = "" if share == "auto" else f"_{share}"
     found = []
     for cls in (
-        stock_class(f"nnUNetTrainer_probabilisticOversampling{suffix}"),
-        build_trainer_class(nnplug.resolve(f"probabilistic_oversampling_{share}")),
+        stock_class(f"nnUNetTrainer_probabilisticOversampling{share}"),
+        build_trainer_class(nnplug.resolve(f"probabilistic_oversampling{share}")),
     ):
         trainer = make_trainer(cls, made_up_plans(batch_size=5), made_up_dataset_json())
         trainer.is_ddp = True
