@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnplug.checkpoint import Writer, load
 from nnplug.hookspecs import TrainingRun, call_lifecycle
 from nnplug.model_folder import Manifest
+from nnplug.references import describe
 from nnplug.resolved import ResolvedConfig
 
 LATEST, PREVIOUS = "checkpoint_latest.pth", "checkpoint_previous.pth"
@@ -106,6 +107,7 @@ class CheckpointingTrainer(nnUNetTrainer):
             logging = {key: series[: self.current_epoch] for key, series in logging.items()}
             partial = {"losses": self._epoch_losses, "seconds": time() - self._epoch_started}
         architecture = self.configuration_manager.configuration["architecture"]
+        base = self.resolved.config.base_trainer
         return {
             "network_weights": self.bare_network().state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
@@ -132,7 +134,7 @@ class CheckpointingTrainer(nnUNetTrainer):
                 "step": len(self._epoch_losses) if in_epoch else 0,
                 "partial_epoch": partial,
                 "network_builder": architecture["network_class_name"],
-                "base_trainer": f"{self.base_trainer.__module__}:{self.base_trainer.__qualname__}",
+                "base_trainer": describe(base.target if base else nnUNetTrainer),
             },
         }
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from nnplug.component import Component
 from nnplug.config import TrainerConfig
 from nnplug.errors import NnplugError
-from nnplug.fields import FIELDS, PLANS_FIELDS, SETTINGS
-from nnplug.layers import Layer, leaves, merge, nested
+from nnplug.fields import CODE_FIELDS, FIELDS, PLANS_FIELDS, SETTINGS
+from nnplug.layers import Layer, leaves, merge, nested, spell_value
 from nnplug.references import FileReference, check_architecture, check_root, describe
 from nnplug.resolved import Origin, ResolvedConfig
 from nnplug.stock_names import BASE, fields_set_by
@@ -122,6 +122,8 @@ class Composer:
         # A whole field first: a setting of a component belongs to the component that was assigned with it.
         for assignment in sorted(assignments, key=lambda assignment: ("." in assignment.target, assignment.target)):
             self._assign(layer, assignment, ancestors)
+        if any(assignment.target == "base_trainer" for assignment in assignments):
+            _check_assigned_base(layer)
         return layer
 
     def spell(self, assignment: Assignment) -> str:
@@ -231,6 +233,19 @@ class Composer:
             # The user chose it: it is the assignment's, though the value is the part's.
             layer.put(key, part.values[key], replace(part.origins[key], term=assignment.spell(part.name)))
         layer.distributions.update(part.distributions)
+
+
+def _check_assigned_base(layer: Layer) -> None:
+    """Refuse a part that sets what an assigned base trainer decides: merging knew nothing of that base."""
+    origin = layer.origins["base_trainer"]
+    for key, owner in fields_set_by(layer.values["base_trainer"].target).items():
+        part = layer.origins.get(key)
+        if part is not None and "=" not in part.term:
+            cure = f"@{part.term}" if key in CODE_FIELDS else spell_value(key, layer.values[key])
+            raise NnplugError(
+                f"'{origin.term}' and '{part.term}' both set {key} ({owner} decides it in its class); "
+                f"'-tr {layer.name}' can have only one. To decide: {layer.name}+{key}={cure}"
+            )
 
 
 def _restrict(key: str, value: Any) -> Any:

@@ -154,7 +154,7 @@ def _conflict(key: str, one: Layer, other: Layer, text: str) -> NnplugError:
     message = f"'{one.name}' and '{other.name}' both set {key}{reason}; '-tr {text}' can have only one."
     if key not in CODE_FIELDS:
         owner = other if key in other.values else one
-        return NnplugError(f"{message} To decide: {text}+{key}={_spell(key, owner.values.get(key))}")
+        return NnplugError(f"{message} To decide: {text}+{key}={spell_value(key, owner.values.get(key))}")
     if implied:
         owner = other if key in other.values else one
         return NnplugError(f"{message} To decide: {text}+{key}=@{owner.name}")
@@ -164,7 +164,8 @@ def _conflict(key: str, one: Layer, other: Layer, text: str) -> NnplugError:
     return NnplugError(f"{message} To decide: {text}+{key}=@{other.name}")
 
 
-def _spell(key: str, value: Any) -> str:
+def spell_value(key: str, value: Any) -> str:
+    """A value as it is written after ``-tr``."""
     if isinstance(value, dict):
         return "VALUE"
     return FIELDS[key].format(value) if key in FIELDS else format_value(value)

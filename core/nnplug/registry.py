@@ -174,7 +174,7 @@ class Registry:
             return f"{message} There is {' and '.join(owners)}."
         match = _FILE_RECIPE.match(term.name)
         known = list(self._registrations)
-        if term.name.lower().startswith(tuple(prefix.lower() for prefix in _CLASS_PREFIXES)):
+        if term.name.lower().startswith("nnunet"):
             known += [*stock_trainers(), *external_trainers()]
         near = {name.lower(): name for name in known}.get(term.name.lower())
         near = near or next(iter(get_close_matches(term.name, known, n=1)), None)

@@ -36,17 +36,16 @@ from nnplug.network import call_accepted
 from nnplug.references import describe, load
 from nnplug.resolved import ResolvedConfig
 from nnplug.resumable import ResumableTrainer
-from nnplug.stock_names import ATTRIBUTES, SEAMS
+from nnplug.stock_names import ATTRIBUTES
 
 
 def build_trainer_class(resolved: ResolvedConfig) -> type[nnUNetTrainer]:
     """The trainer class of a config: a subclass of ``nnUNetTrainer`` whose ``__name__`` is the canonical name.
 
     Raises:
-        NnplugError: the base trainer can not be imported or is none, or it overrides what the config sets as well.
+        NnplugError: the base trainer can not be imported or is none.
     """
     base = load_base_trainer(resolved)
-    check_seams(resolved, base)
     attributes: dict[str, Any] = {"resolved": resolved, "base_trainer": base, "__module__": __name__}
     if resolved.config.training_transforms is not None:
         attributes["get_training_transforms"] = staticmethod(_transforms(resolved.config.training_transforms))
@@ -63,24 +62,6 @@ def load_base_trainer(resolved: ResolvedConfig) -> type[nnUNetTrainer]:
     if not (isinstance(base, type) and issubclass(base, nnUNetTrainer)):
         raise NnplugError(f"base_trainer {component.target} of '{resolved.name}' is not a subclass of nnUNetTrainer.")
     return base
-
-
-def check_seams(resolved: ResolvedConfig, base: type[nnUNetTrainer]) -> None:
-    """Refuse a part that sets what an assigned base trainer overrides.
-
-    Where the base trainer is not assigned, composition has found such conflicts by their names.
-    """
-    assigned = resolved.origins.get("base_trainer")
-    if assigned is None or "=" not in assigned.term:
-        return
-    for method, fields in SEAMS.items():
-        for field in fields if overrides(base, method) else ():
-            origin = resolved.origins.get(field)
-            if origin is not None and "=" not in origin.term:
-                raise NnplugError(
-                    f"{assigned.term} overrides {method} and so sets {field}, and '{origin.term}' sets it as well; "
-                    f"only one can. To let the part win: {field}=@{origin.term}"
-                )
 
 
 @contextmanager

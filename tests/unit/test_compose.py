@@ -223,6 +223,18 @@ CONFLICTS = [
         "'-tr nnUNetTrainer_250epochs+short' can have only one. To decide: nnUNetTrainer_250epochs+short+num_epochs=5",
     ),
     (
+        "blob+base_trainer=@nnUNetTrainerDiceLoss",
+        "'base_trainer=@nnUNetTrainerDiceLoss' and 'blob' both set loss_fn (nnUNetTrainerDiceLoss decides it in its "
+        "class); '-tr blob+base_trainer=@nnUNetTrainerDiceLoss' can have only one. "
+        "To decide: blob+base_trainer=@nnUNetTrainerDiceLoss+loss_fn=@blob",
+    ),
+    (
+        "short+base_trainer=@nnUNetTrainer_250epochs",
+        "'base_trainer=@nnUNetTrainer_250epochs' and 'short' both set num_epochs (nnUNetTrainer_250epochs decides it in "
+        "its class); '-tr short+base_trainer=@nnUNetTrainer_250epochs' can have only one. "
+        "To decide: short+base_trainer=@nnUNetTrainer_250epochs+num_epochs=5",
+    ),
+    (
         "nnUNetTrainerDA5+nnUNetTrainerDiceLoss",
         "'nnUNetTrainerDA5' and 'nnUNetTrainerDiceLoss' both set base_trainer; "
         "'-tr nnUNetTrainerDA5+nnUNetTrainerDiceLoss' can have only one. "

@@ -245,6 +245,9 @@ def test_unknown_names(site: PluginSite) -> None:
         == f"Unknown trainer 'nnUNetTrainerDA4'. Did you mean 'nnUNetTrainerDA5'? {listed}"
     )
     assert (
+        unknown(registry, "nnUNetTrainr") == f"Unknown trainer 'nnUNetTrainr'. Did you mean 'nnUNetTrainer'? {listed}"
+    )
+    assert (
         unknown(registry, "nnunettrainerda5")
         == f"Unknown trainer 'nnunettrainerda5'. Did you mean 'nnUNetTrainerDA5'? {listed}"
     )
