@@ -116,12 +116,21 @@ def _run(job: FoldJob) -> None:
     if job.mode == "restart":
         _set_aside(trainer, job)
     finished = _load(trainer, job)
+    is_told = job.mode != "validate" and trainer.local_rank == 0
     if job.mode != "validate" and not finished:
         trainer.run_training()
+    elif is_told:
+        call_lifecycle("train_start", run=trainer.describe_run())
     if job.validate_best and not job.disable_checkpointing:
         trainer.load_checkpoint(str(job.fold_folder / BEST))
-    with _stoppable(job):
-        trainer.perform_actual_validation(job.save_probabilities)
+    try:
+        with _stoppable(job):
+            trainer.perform_actual_validation(job.save_probabilities)
+    except TrainingInterrupted:
+        if is_told:
+            result = {"status": "interrupted", "epoch": trainer.current_epoch, "step": 0}
+            call_lifecycle("train_end", run=trainer.describe_run(), result=result)
+        raise
     if trainer.local_rank == 0:
         losses = trainer.logger.get_value("val_losses", step=None)
         result = fold_result(
@@ -133,7 +142,8 @@ def _run(job: FoldJob) -> None:
             seconds=time.time() - started,
         )
         fold_folder.write_result(job.fold_folder, result)
-        call_lifecycle("train_end", run=trainer.describe_run(), result=result)
+        if is_told:
+            call_lifecycle("train_end", run=trainer.describe_run(), result=result)
 
 
 def _make_trainer(job: FoldJob, device: torch.device) -> Any:

@@ -95,7 +95,10 @@ def register_recipes() -> str | Path:  # type: ignore[empty-body]
 
 @hookspec
 def train_start(run: TrainingRun) -> None:
-    """Called once, before the first step, in the main process only (as all hooks below)."""
+    """Called once, before the first step, in the main process only (as all hooks below).
+
+    Also when a training is continued that only lacks its final validation; not with ``--val``.
+    """
 
 
 @hookspec
@@ -110,7 +113,10 @@ def checkpoint_saved(run: TrainingRun, path: Path) -> None:
 
 @hookspec
 def train_end(run: TrainingRun, result: Mapping[str, Any]) -> None:
-    """Called once at the end, also of a training that was interrupted; `result` is what nnplug_result.json holds."""
+    """Called once after the final validation, or where a signal stopped the training or its validation.
+
+    `result` is what nnplug_result.json holds; of a stopped training ``status`` ("interrupted"), ``epoch`` and ``step``.
+    """
 
 
 LIFECYCLE_HOOKS = ("train_start", "epoch_end", "checkpoint_saved", "train_end")

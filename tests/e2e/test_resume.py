@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from support.commands import clean_environment, run_nnplug
 from support.datasets import DatasetForTests
+from support.plugin_packages import PluginSite
 
 NUM_EPOCHS, STEPS = 4, 3
 # a small network: what is tested is the loop around it
@@ -46,10 +47,12 @@ def command(recipe: Path | str, *args: object) -> list[str]:
 
 
 @contextmanager
-def running(dataset: DatasetForTests, recipe: Path, *args: object) -> Iterator[subprocess.Popen[str]]:
+def running(
+    dataset: DatasetForTests, recipe: Path, *args: object, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         command(recipe, *args),
-        env=clean_environment(dataset.env),
+        env=clean_environment(env or dataset.env),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -133,6 +136,44 @@ def test_a_signal_saves_at_the_next_step_and_the_epoch_goes_on_from_there(
     log = (fold_folder(tiny_dataset) / "training_log.txt").read_text()
     assert "Continuing from checkpoint_latest.pth at epoch 1" in log
     assert_unbroken(fold_folder(tiny_dataset) / "checkpoint_final.pth")
+
+
+LISTENER = """
+import os
+
+@nnplug.hookimpl
+def train_start(run):
+    write("start")
+
+@nnplug.hookimpl
+def train_end(run, result):
+    write(result["status"])
+
+def write(word):
+    with open(os.environ["HEARD"], "a") as file:
+        file.write(word + " ")
+"""
+
+
+def test_hooks_hear_the_start_and_the_end_of_every_training(
+    tiny_dataset: DatasetForTests, recipe: Path, tmp_path: Path
+) -> None:
+    site, heard = tmp_path / "site", tmp_path / "heard"
+    site.mkdir()
+    PluginSite(site).add("listener", code=LISTENER)
+    env = {**tiny_dataset.env, "PYTHONPATH": str(site), "HEARD": str(heard)}
+    recipe.write_text(RECIPE.replace(f"num_epochs = {NUM_EPOCHS}", "num_epochs = 1"))
+
+    run_nnplug(*command(recipe)[3:], env=env)
+    assert heard.read_text().split() == ["start", "completed"]
+    run_nnplug(*command(recipe, "--val")[3:], env=env)
+    assert heard.read_text().split() == ["start", "completed"]  # nothing was trained
+    with running(tiny_dataset, recipe, "--c", env=env) as process:
+        wait_for_line(process, "predicting")
+        process.send_signal(signal.SIGTERM)
+        assert "while validating" in rest_of(process)
+    assert process.returncode == 75
+    assert heard.read_text().split() == ["start", "completed", "start", "interrupted"]
 
 
 def test_a_second_interrupt_stops_at_once(tiny_dataset: DatasetForTests, recipe: Path) -> None:
