@@ -1,8 +1,8 @@
 """Fixtures for every test: prepared data sets, and the commands in processes of their own.
 
-``tiny_dataset`` (made up) and ``hippocampus``, ``ms_lesions`` (real) are prepared once, kept in pytest's cache and
-shared; each test gets a fresh results folder. Fixtures of a wider scope start from ``tiny_prepared`` and the like, and
-add ``.with_results(folder)``.
+``tiny_dataset`` (made up) and ``hippocampus``, ``ms_lesions``, ``sparse_concrete`` (real) are prepared once, kept in
+pytest's cache and shared; each test gets a fresh results folder. Fixtures of a wider scope start from ``tiny_prepared``
+and the like, and add ``.with_results(folder)``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from support.datasets import (
     write_ms_lesions,
     write_tiny,
 )
+from support.sparse_data import write_sparse_concrete
 
 # what the machine's owner has set for real work must not reach a test; nnU-Net reads some of these when it is imported
 for _variable in [name for name in os.environ if name.startswith("nnUNet_")]:
@@ -65,6 +66,7 @@ def _prepared_fixture(name: str, write_raw: Callable[[Path], None], *, real: boo
 tiny_prepared = _prepared_fixture("Dataset901_Tiny", write_tiny, real=False)
 hippocampus_prepared = _prepared_fixture("Dataset004_Hippocampus", write_hippocampus, real=True)
 ms_lesions_prepared = _prepared_fixture("Dataset007_MSLesions", write_ms_lesions, real=True)
+sparse_concrete_prepared = _prepared_fixture("Dataset008_SparseConcrete", write_sparse_concrete, real=True)
 
 
 @pytest.fixture
@@ -83,6 +85,12 @@ def hippocampus(hippocampus_prepared: DatasetForTests, tmp_path: Path) -> Datase
 def ms_lesions(ms_lesions_prepared: DatasetForTests, tmp_path: Path) -> DatasetForTests:
     """Four real MR cases with four channels and many small lesions."""
     return ms_lesions_prepared.with_results(tmp_path / "results")
+
+
+@pytest.fixture
+def sparse_concrete(sparse_concrete_prepared: DatasetForTests, tmp_path: Path) -> DatasetForTests:
+    """Four real CT blocks with an ignore label on nine slices of ten."""
+    return sparse_concrete_prepared.with_results(tmp_path / "results")
 
 
 @pytest.fixture(scope="session")

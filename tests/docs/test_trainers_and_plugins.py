@@ -1,4 +1,4 @@
-"""docs/trainers.md and docs/plugins.md: examples run, printed output is what is printed, nothing is missing."""
+"""docs/trainers.md, plugins.md and sampling.md: examples run, printed output is what is printed, nothing is missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nnplug.registry import get_registry
 from support.plugin_packages import PluginSite
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = ("trainers.md", "plugins.md")
+PAGES = ("trainers.md", "plugins.md", "sampling.md")
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
