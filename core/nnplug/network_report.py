@@ -127,21 +127,21 @@ def summary_text(summary: NetworkSummary) -> str:
     batch, *rest = summary.input_shape
     frozen = summary.num_parameters - summary.num_trainable
     lines = [
-        f"{summary.kind}: {_count_text(summary.num_parameters)} parameters ({_bytes_text(summary.parameter_bytes)})"
-        + (f", {_count_text(frozen)} of them not trained" if frozen else "")
+        f"{summary.kind}: {count_text(summary.num_parameters)} parameters ({bytes_text(summary.parameter_bytes)})"
+        + (f", {count_text(frozen)} of them not trained" if frozen else "")
     ]
     if summary.multiply_adds is None or summary.activation_bytes is None:
         return lines[0] + f"\nMultiply-adds and activations are not known ({summary.problem})"
     lines.append(
-        f"Forward pass of a batch of {batch} x ({', '.join(map(str, rest))}): {_count_text(summary.multiply_adds)} "
-        f"multiply-adds, {_bytes_text(summary.activation_bytes)} kept for the backward pass without mixed precision"
+        f"Forward pass of a batch of {batch} x ({', '.join(map(str, rest))}): {count_text(summary.multiply_adds)} "
+        f"multiply-adds, {bytes_text(summary.activation_bytes)} kept for the backward pass without mixed precision"
     )
     parts = [layer for layer in summary.layers if layer.depth == 1 and layer.multiply_adds]
     heaviest = sorted(parts, key=lambda layer: layer.multiply_adds or 0)[-MAX_PARTS_IN_TEXT:]
     if len(parts) > 1:
         lines += [
-            f"  {part.name}: {_count_text(part.num_parameters)} parameters, "
-            f"{_count_text(part.multiply_adds or 0)} multiply-adds"
+            f"  {part.name}: {count_text(part.num_parameters)} parameters, "
+            f"{count_text(part.multiply_adds or 0)} multiply-adds"
             for part in parts
             if part in heaviest
         ]
@@ -247,14 +247,14 @@ def _first_shape(output: Any) -> tuple[int, ...] | None:
     return tuple(output.shape) if hasattr(output, "shape") else None
 
 
-def _count_text(number: int) -> str:
+def count_text(number: int) -> str:
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return str(number)
 
 
-def _bytes_text(number: int) -> str:
+def bytes_text(number: int) -> str:
     for size, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if number >= size:
             return f"{number / size:.3g} {unit}"

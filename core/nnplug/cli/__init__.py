@@ -14,7 +14,7 @@ from typing import Any
 from nnplug.errors import NnplugError
 from nnplug.interrupts import EXIT_INTERRUPTED, TrainingInterrupted
 
-COMMANDS = ("trainers", "show", "plugins", "train", "predict", "history", "env", "demo")
+COMMANDS = ("trainers", "show", "plugins", "check", "train", "predict", "history", "env", "demo")
 _TRAINER_OPTIONS = ("-tr", "-prev_stage_trainer")
 
 EPILOG = """example:

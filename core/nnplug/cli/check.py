@@ -1,0 +1,87 @@
+"""``nnplug check``: whether a trainer does what every trainer must."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nnplug.testing import Outcome
+
+EXAMPLE = """example:
+  nnplug check monai_dynunet
+  nnplug check monai_dynunet+dice_loss --quick
+  nnplug check --all --quick --json
+"""
+_WIDTH_WITHOUT_TERMINAL = 200
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    from nnplug.cli import complete_trainers
+
+    parser = subparsers.add_parser(
+        "check",
+        help="check that a trainer does what every trainer must",
+        description="Build, train and predict with a trainer on small made-up data and compare with what nnU-Net "
+        "needs. Exit code 1 where a check fails.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    names = parser.add_argument("names", metavar="NAME", nargs="*", help="as after -tr: a name, a composition, a file")
+    names.completer = complete_trainers
+    parser.add_argument("--all", action="store_true", help="check every registered trainer")
+    parser.add_argument("--quick", action="store_true", help="leave out the checks that take many seconds")
+    parser.add_argument("--trust-code", action="store_true", help="let a recipe name code anywhere")
+    parser.add_argument("--json", action="store_true", help="print only the result, as JSON, on standard output")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, one trainer after the other."""
+    from nnplug.cli.train import stdout_for_json
+    from nnplug.errors import NnplugError
+    from nnplug.registry import get_registry
+
+    if bool(args.names) == args.all:
+        raise NnplugError("Which trainer? Give names as after -tr, or --all for every registered one.")
+    names = get_registry().list_names() if args.all else args.names
+    resolved = [get_registry().resolve(name, trust_code=args.trust_code) for name in names]
+    with stdout_for_json(args.json):
+        from rich.console import Console
+
+        from nnplug.testing.report import print_summary
+
+        console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False)
+        results = [(one.name, _check(one, args.quick, len(resolved) == 1, console)) for one in resolved]
+        console.print()
+        print_summary(results, console)
+    if args.json:
+        from nnplug.testing.report import as_plain
+
+        print(json.dumps([as_plain(name, outcomes) for name, outcomes in results], indent=2))
+    return 1 if any(one.status == "failed" for _, outcomes in results for one in outcomes) else 0
+
+
+def _check(resolved: Any, quick: bool, is_only_one: bool, console: Console) -> Sequence[Outcome]:
+    from nnplug.testing import check_trainer, run_checks
+    from nnplug.testing.report import print_checks, print_remarks
+
+    checks = [check for _, check in check_trainer(resolved, quick=quick)]
+    outcomes = []
+    with console.status(resolved.name) as status:
+        for index, outcome in enumerate(run_checks(checks), 1):
+            outcomes.append(outcome)
+            if index < len(checks):
+                status.update(f"{resolved.name}: {checks[index].name} ({index + 1} of {len(checks)})")
+    if is_only_one:
+        print_checks(resolved.name, outcomes, console)
+    else:
+        print_remarks([one for one in outcomes if one.status != "passed"], console)
+    return outcomes
