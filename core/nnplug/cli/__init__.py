@@ -14,7 +14,7 @@ from typing import Any
 from nnplug.errors import NnplugError
 from nnplug.interrupts import EXIT_INTERRUPTED, TrainingInterrupted
 
-COMMANDS = ("trainers", "show", "plugins", "check", "train", "predict", "history", "env", "demo")
+COMMANDS = ("trainers", "show", "plugins", "check", "train", "predict", "history", "new-plugin", "env", "demo")
 _TRAINER_OPTIONS = ("-tr", "-prev_stage_trainer")
 
 EPILOG = """example:
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name in COMMANDS:
-        import_module(f"nnplug.cli.{name}").add_parser(subparsers)
+        import_module(f"nnplug.cli.{name.replace('-', '_')}").add_parser(subparsers)
     for command in subparsers.choices.values():
         _finish(command)
     return parser
