@@ -10,7 +10,7 @@ import gzip
 import math
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,15 @@ class ImageHeader:
         size: voxels along each spatial axis, in the file's axis order.
         spacing_mm: voxel spacing in the same order; None where the format has none.
         num_channels: channels in this file; None where only reading it all would tell.
+        origin_mm: position of the first voxel; None where the format has none.
+        direction: the axes' direction cosines, row by row; None where the format has none.
     """
 
     size: tuple[int, ...]
     spacing_mm: tuple[float, ...] | None
     num_channels: int | None
+    origin_mm: tuple[float, ...] | None = field(default=None, compare=False)
+    direction: tuple[float, ...] | None = field(default=None, compare=False)
 
 
 class UnreadableImageError(Exception):
@@ -62,6 +66,8 @@ def read_header(path: Path, reader: str) -> ImageHeader | None:
         header = read(path)
         if reader == "SimpleITKIO" and path.name.endswith((".nii", ".nii.gz")):
             _check_whole_nifti(path)
+        if 0 in header.size:
+            raise UnreadableImageError("it has no voxels")
     except UnreadableImageError:
         raise
     except Exception as error:  # every library has its own, and each means the same here
@@ -86,7 +92,15 @@ def _read_itk(path: Path) -> ImageHeader:
         raise UnreadableImageError(f"its voxels hold {file.GetNumberOfComponents()} values; expected a file a channel")
     if not 2 <= len(size) <= 4:
         raise UnreadableImageError(f"it has {len(size)} axes")
-    return ImageHeader(tuple(size[:3]), tuple(map(abs, spacing[:3])), size[3] if len(size) == 4 else 1)
+    num_axes = min(len(size), 3)
+    rows = file.GetDirection()
+    return ImageHeader(
+        tuple(size[:3]),
+        tuple(map(abs, spacing[:3])),
+        size[3] if len(size) == 4 else 1,
+        tuple(file.GetOrigin()[:3]),
+        tuple(rows[row * len(size) + column] for row in range(num_axes) for column in range(num_axes)),
+    )
 
 
 def _read_nifti(path: Path) -> ImageHeader:
@@ -96,7 +110,15 @@ def _read_nifti(path: Path) -> ImageHeader:
     if len(image.shape) != 3:
         raise UnreadableImageError(f"it has {len(image.shape)} axes; expected 3")
     _check_whole_nifti(path)
-    return ImageHeader(tuple(image.shape), tuple(map(float, image.header.get_zooms())), 1)
+    zooms = tuple(map(float, image.header.get_zooms()))
+    rows = [[float(value) for value in row] for row in image.affine[:3]]
+    return ImageHeader(
+        tuple(image.shape),
+        zooms,
+        1,
+        tuple(row[3] for row in rows),
+        tuple(row[axis] / (zooms[axis] or 1.0) for row in rows for axis in range(3)),
+    )
 
 
 def _read_natural(path: Path) -> ImageHeader:
@@ -147,6 +169,8 @@ def _check_whole_nifti(path: Path) -> None:
     import nibabel
 
     image: Any = nibabel.load(path)
+    if 0 in image.shape:  # ITK takes such an axis for one voxel
+        raise UnreadableImageError("it has no voxels")
     expected = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
     if not path.name.endswith(".gz"):
         if path.stat().st_size < expected:
