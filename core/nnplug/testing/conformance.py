@@ -18,15 +18,16 @@ import torch
 
 from nnplug import losses
 from nnplug.config import TrainerConfig
+from nnplug.loss_contract import LossContext, LossTraits
 from nnplug.registry import get_registry
 from nnplug.resolved import ResolvedConfig
 from nnplug.stock_names import fields_set_by
-from nnplug.testing import network_checks
+from nnplug.testing import loss_checks, network_checks, process_checks, training_checks
 from nnplug.testing.costs import Costs, StepTime
 from nnplug.testing.exemptions import exemptions_of
 from nnplug.testing.made_up_data import activated
 from nnplug.testing.outcomes import CheckExempt, CheckFailed
-from nnplug.testing.plan_cases import PLAIN, REFERENCE, PlanCase
+from nnplug.testing.plan_cases import PLAIN, REFERENCE, PlanCase, variants
 from nnplug.testing.subject import Subject
 
 Remark = str | Costs | StepTime | None
@@ -38,7 +39,16 @@ CHECK_NAMES = (
     *network_checks.ON_EVERY_PLAN,
     *network_checks.ON_ONE_PLAN,
     *network_checks.ON_REFERENCE_PLANS,
-    *network_checks.SLOW_ON_REFERENCE_PLANS,
+    *loss_checks.ON_EVERY_PLAN,
+    *loss_checks.WITH_IGNORE_LABEL,
+    *loss_checks.ON_ONE_PLAN,
+    *training_checks.OF_SCHEDULE,
+    *training_checks.OF_SAMPLER,
+    *training_checks.OF_SAMPLER_WITH_IGNORE_LABEL,
+    *training_checks.ON_EVERY_PLAN,
+    *process_checks.OF_NETWORK,
+    *process_checks.OF_NETWORK_OR_LOSS,
+    *process_checks.OF_PREDICTION,
 )
 
 
@@ -167,25 +177,92 @@ def dimensions(resolved: ResolvedConfig) -> tuple[int, ...]:
 
 
 def _applicable(resolved: ResolvedConfig) -> Iterator[Applicable]:
+    """Checks in the order of plans: what a trainer needs on a plan is built once."""
     dims = dimensions(resolved)
-    for case in PLAIN:
-        if case.dims not in dims:
-            yield f"plan[{case.name}]", _not_in_this_dimension, case, False
     plain = [case for case in PLAIN if case.dims in dims]
+    for case in PLAIN:
+        if case not in plain:
+            yield f"plan[{case.name}]", _not_in_this_dimension, case, False
+    if not plain:
+        return
+    traits = _loss_traits(resolved)
+    others = [case for case in variants(plain[0].dims) if _is_supported(case, traits)]
+    for case in (*plain, *others):
+        for functions in _functions(resolved, case, is_first=case is plain[0], is_plain=case in plain):
+            for name, function in functions.items():
+                yield f"{name}[{case.name}]", function, case, False
+        for name, function in _slow_functions(resolved).items() if case is plain[0] else ():
+            yield f"{name}[{case.name}]", function, case, True
+    for case in REFERENCE if has_network(resolved) else ():
+        if case.dims in dims:
+            yield f"costs[{case.name}]", network_checks.costs, case, False
+            yield f"step_time[{case.name}]", network_checks.step_time, case, True
+
+
+def _functions(
+    resolved: ResolvedConfig, case: PlanCase, *, is_first: bool, is_plain: bool
+) -> Iterator[Mapping[str, CheckFunction]]:
+    with_network = has_network(resolved)
+    if with_network and is_plain:
+        yield network_checks.ON_EVERY_PLAN
+        if is_first:
+            yield network_checks.ON_ONE_PLAN
+    elif with_network:
+        yield {"builds": network_checks.builds}
+    if decides(resolved, "loss_fn") and case.num_channels == 1:
+        yield loss_checks.ON_EVERY_PLAN
+        if case.has_ignore_label:
+            yield loss_checks.WITH_IGNORE_LABEL
+        if is_first:
+            yield loss_checks.ON_ONE_PLAN
+    if is_first and decides(resolved, "lr_scheduler"):
+        yield training_checks.OF_SCHEDULE
+    if any(decides(resolved, name) for name in _SAMPLING_FIELDS) and not case.has_regions and case.num_channels == 1:
+        yield training_checks.OF_SAMPLER
+        if case.has_ignore_label:
+            yield training_checks.OF_SAMPLER_WITH_IGNORE_LABEL
+    # a step in 3D takes seconds with a large network, and its parts have been checked there
+    if is_first or (not is_plain and _depends_on_labels(resolved)) or (is_plain and not with_network):
+        yield training_checks.ON_EVERY_PLAN
+
+
+def _slow_functions(resolved: ResolvedConfig) -> Mapping[str, CheckFunction]:
+    functions: dict[str, CheckFunction] = {}
     if has_network(resolved):
-        for case in plain:
-            yield from _on(case, network_checks.ON_EVERY_PLAN)
-            if case is plain[0]:
-                yield from _on(case, network_checks.ON_ONE_PLAN)
-        for case in REFERENCE:
-            if case.dims in dims:
-                yield from _on(case, network_checks.ON_REFERENCE_PLANS)
-                yield from _on(case, network_checks.SLOW_ON_REFERENCE_PLANS, is_slow=True)
+        functions |= process_checks.OF_NETWORK
+    if has_network(resolved) or decides(resolved, "loss_fn"):
+        functions |= process_checks.OF_NETWORK_OR_LOSS
+    if any(getattr(resolved.config, name) is not None for name in _PREDICTION_FIELDS):
+        functions |= process_checks.OF_PREDICTION
+    return functions
 
 
-def _on(case: PlanCase, functions: Mapping[str, CheckFunction], is_slow: bool = False) -> Iterator[Applicable]:
-    for name, function in functions.items():
-        yield f"{name}[{case.name}]", function, case, is_slow
+_PREDICTION_FIELDS = ("network_builder", "base_trainer", "plans", "mirror_axes", "patch_size")
+_SAMPLING_FIELDS = ("sampler", "oversample_foreground_percent", "probabilistic_oversampling")
+
+
+def _depends_on_labels(resolved: ResolvedConfig) -> bool:
+    """Whether what a trainer changes could depend on regions, the ignore label or channels."""
+    fields = ("network_builder", "loss_fn", "sampler", "training_transforms", "base_trainer", "plans")
+    return any(getattr(resolved.config, name) is not None for name in fields)
+
+
+def _loss_traits(resolved: ResolvedConfig) -> LossTraits:
+    """What the loss can take; nnU-Net's own takes everything, what a class brings is not known."""
+    loss_fn = resolved.config.loss_fn
+    if loss_fn is None:
+        is_stock = not decides(resolved, "loss_fn")
+        return LossTraits(supports_ignore_label=is_stock, supports_regions=is_stock)
+    try:
+        return losses.make_loss(loss_fn, LossContext(num_classes=3, spatial_dims=max(dimensions(resolved))))[1]
+    except Exception:  # the checks find it, and say what is wrong
+        return LossTraits()
+
+
+def _is_supported(case: PlanCase, traits: LossTraits) -> bool:
+    if case.has_regions and not traits.supports_regions:
+        return False
+    return traits.supports_ignore_label or not case.has_ignore_label
 
 
 def _not_in_this_dimension(subject: Subject) -> str | None:

@@ -58,7 +58,7 @@ def outputs(subject: Subject) -> str | None:
                     _outputs_text(found, found_list),
                     _flag_hint(subject),
                 )
-    targets = [tuple(t.shape[2:]) for t in subject.scaled(subject.target(subject.labels(1)))]
+    targets = [tuple(target.shape[2:]) for target in subject.targets(subject.labels(1))]
     if trainer.enable_deep_supervision and targets != sizes:
         raise CheckFailed(f"outputs of the targets' sizes {_spell(targets)}", _spell(sizes), _flag_hint(subject))
     return f"{len(sizes)} outputs: {_spell(sizes)}" if is_list else None
@@ -256,8 +256,7 @@ ON_ONE_PLAN = {
 
 
 #: On the plans of real size.
-ON_REFERENCE_PLANS = {"costs": costs}
-SLOW_ON_REFERENCE_PLANS = {"step_time": step_time}
+ON_REFERENCE_PLANS = {"costs": costs, "step_time": step_time}
 
 
 def _adapted(subject: Subject) -> str | None:

@@ -14,16 +14,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
-from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from torch import nn
 
 from nnplug.network import PatchRefusedError, Size, set_deep_supervision
 from nnplug.resolved import ResolvedConfig
 from nnplug.testing.exemptions import loaded
-from nnplug.testing.made_up_data import IGNORE_LABEL, made_up_dataset
+from nnplug.testing.made_up_data import IGNORE_LABEL, made_up_dataset, made_up_labels
 from nnplug.testing.outcomes import CheckFailed
-from nnplug.testing.plan_cases import PlanCase
+from nnplug.testing.plan_cases import CASES, PlanCase
 from nnplug.trainer import build_trainer_class
 
 
@@ -102,9 +102,17 @@ class Subject:
 
     def new_trainer(self) -> Any:
         """A trainer that is not initialised."""
+        self._write_example_inputs()
         make = build_trainer_class(self.resolved)
         dataset_json = deepcopy(made_up_dataset(self.case).dataset_json)
         return make(self.plans(), self.case.configuration, 0, dataset_json, torch.device("cpu"))
+
+    def _write_example_inputs(self) -> None:
+        """A sampler that reads files beside the data says which ones would do for this data set."""
+        sampler = self.resolved.config.sampler
+        write = getattr(loaded(sampler), "write_example_inputs", None)
+        if write is not None:
+            write(made_up_dataset(self.case).preprocessed_folder, CASES, **sampler.kwargs)
 
     # --- network
 
@@ -114,16 +122,16 @@ class Subject:
 
     @property
     def patch(self) -> Size:
-        return tuple(self.trainer.configuration_manager.patch_size)
+        return tuple(self.planned.configuration_manager.patch_size)
 
     @property
     def num_classes(self) -> int:
-        return int(self.trainer.label_manager.num_segmentation_heads)
+        return int(self.planned.label_manager.num_segmentation_heads)
 
     def images(self, batch_size: int = 1) -> torch.Tensor:
         """Normal noise (B, C, *patch), the same every time."""
         generator = torch.Generator().manual_seed(batch_size)
-        return torch.randn((batch_size, self.trainer.num_input_channels, *self.patch), generator=generator)
+        return torch.randn((batch_size, self.case.num_channels, *self.patch), generator=generator)
 
     def prepared_network(self, *, training: bool, deep_supervision: bool | None = None) -> nn.Module:
         """The network in a mode; deep supervision as the trainer trains it unless said."""
@@ -149,32 +157,24 @@ class Subject:
     # --- targets
 
     def labels(self, batch_size: int = 2) -> torch.Tensor:
-        """Label map (B, 1, *patch) of float label values with a ball and a box; half is ignored where that is possible.
+        """Label maps (B, 1, *patch) with a ball and a box; where the data set has an ignore label, a slab has it."""
+        samples = [made_up_labels(self.patch, np.random.default_rng(index)) for index in range(batch_size)]
+        labels = torch.from_numpy(np.stack(samples))[:, None].short()
+        if self.case.has_ignore_label:
+            labels[..., int(self.patch[-1] * 0.8) :] = IGNORE_LABEL
+        return labels
 
-        Only the second half of the first axis is ignored, so that objects lie on both sides.
-        """
-        from nnplug.testing.made_up_data import made_up_labels
-
-        samples = [torch.from_numpy(made_up_labels(self.patch, _generator(index))) for index in range(batch_size)]
-        return torch.stack(samples)[:, None].float()
-
-    def target(self, labels: torch.Tensor) -> torch.Tensor:
-        """What the loaders make of a label map (B, 1, *): the same, or one channel a region and the ignored voxels."""
-        manager = self.trainer.label_manager
-        if not manager.has_regions:
-            return labels
-        channels = [torch.isin(labels, torch.tensor(region).float()) for region in manager.foreground_regions]
-        if manager.has_ignore_label:
-            channels.append(labels == IGNORE_LABEL)
-        return torch.cat(channels, 1).float()
-
-    def scaled(self, target: torch.Tensor) -> list[torch.Tensor]:
-        """A target at the resolutions of the outputs, by the transform with which nnU-Net makes them."""
-        scales = self.trainer._get_deep_supervision_scales()
-        if scales is None:
-            return [target]
-        transform = DownsampleSegForDSTransform(scales)
-        samples = [transform(segmentation=sample)["segmentation"] for sample in target]
+    def targets(self, labels: torch.Tensor) -> list[torch.Tensor]:
+        """What the loaders make of label maps (B, 1, *): one target an output, full resolution first."""
+        trainer = self.planned
+        manager = trainer.label_manager
+        transform = trainer.get_validation_transforms(
+            trainer._get_deep_supervision_scales() or [[1.0] * len(self.patch)],
+            foreground_labels=manager.foreground_labels,
+            regions=manager.foreground_regions if manager.has_regions else None,
+            ignore_label=manager.ignore_label,
+        )
+        samples = [transform(image=sample.float(), segmentation=sample)["segmentation"] for sample in labels]
         return [torch.stack(level) for level in zip(*samples, strict=True)]
 
     # --- where to look
@@ -184,12 +184,6 @@ class Subject:
         value = getattr(self.resolved.config, field)
         value = self.resolved.config.base_trainer if value is None else value
         return None if value is None else location(loaded(value))
-
-
-def _generator(seed: int) -> Any:
-    import numpy as np
-
-    return np.random.default_rng(seed)
 
 
 def as_list(outputs: Any) -> list[torch.Tensor]:

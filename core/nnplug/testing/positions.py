@@ -1,0 +1,93 @@
+"""Images whose voxels say where they are, to see which patches a sampler cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+from nnplug.testing.made_up_data import IGNORE_LABEL
+from nnplug.testing.plan_cases import CASES
+from nnplug.testing.subject import Subject
+
+#: An image's side relative to the patch's, so that a patch drawn anywhere rarely holds the objects in the middle.
+IMAGE_FACTOR = 3
+#: Voxels along each axis by which patches are cut larger than the network's, as they are before augmentation.
+MARGIN = 8
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The part of a drawn patch that reaches the network.
+
+    Attributes:
+        codes: index of each voxel in the image, counted from 1 in C order; 0 outside of it.
+        segmentation: the labels that the sampler gave, of the same shape.
+        labels: of the whole image (D, H, W).
+    """
+
+    codes: np.ndarray
+    segmentation: np.ndarray
+    labels: np.ndarray
+
+
+def draws(subject: Subject, number: int) -> Iterator[Draw]:
+    """Patches that the trainer's sampler cuts, without augmentation."""
+    trainer = subject.trainer
+    folder = Path(trainer.preprocessed_dataset_folder_base, f"positions_{subject.case.name}_{_text(subject.patch)}")
+    shape = _image_shape(subject.patch)
+    labels = _write_cases(subject, folder, shape)
+    dataset = nnUNetDatasetBlosc2(str(folder), list(CASES))
+    initial = [side + MARGIN for side in subject.patch]
+    loader = trainer._loader(trainer._sampler(), dataset, initial, None)
+    middle = tuple(slice(MARGIN // 2, -MARGIN // 2) for _ in initial)
+    drawn = 0
+    while drawn < number:
+        batch = next(loader)
+        for codes, segmentation in zip(batch["data"][:, 0], batch["target"][:, 0], strict=True):
+            yield Draw(codes.numpy()[middle], segmentation.numpy()[middle], labels)
+            drawn += 1
+
+
+def _image_shape(patch: tuple[int, ...]) -> tuple[int, ...]:
+    sides = tuple(side * IMAGE_FACTOR for side in patch)
+    return sides if len(sides) == 3 else (20, *sides)
+
+
+def _write_cases(subject: Subject, folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Write preprocessed cases, all with the same labels, which are returned."""
+    labels = _labels(shape, subject.case.has_ignore_label)
+    if folder.is_dir():
+        return labels
+    folder.mkdir()
+    manager = subject.trainer.label_manager
+    collected = list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
+    if manager.has_ignore_label:
+        collected.append([-1, *manager.all_labels])
+    properties = {"class_locations": DefaultPreprocessor._sample_foreground_locations(labels[None], collected)}
+    codes = np.arange(1, labels.size + 1, dtype=np.float32).reshape(1, *shape)
+    for name in CASES:
+        nnUNetDatasetBlosc2.save_case(codes, labels[None], properties, str(folder / name))
+    return labels
+
+
+@cache
+def _labels(shape: tuple[int, ...], has_ignore_label: bool) -> np.ndarray:
+    """Two small objects in the middle; with an ignore label only they and a few voxels beside them are annotated."""
+    middle = [side // 2 for side in shape]
+    labels = np.full(shape, IGNORE_LABEL if has_ignore_label else 0, np.int8)
+    if has_ignore_label:
+        labels[tuple(slice(m - 4, m + 6) for m in middle)] = 0
+    labels[tuple(slice(m, m + 2) for m in middle)] = 1
+    labels[tuple(slice(m + 3, m + 5) for m in middle)] = 2
+    return labels
+
+
+def _text(size: Any) -> str:
+    return "x".join(map(str, size))

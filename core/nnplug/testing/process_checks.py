@@ -1,0 +1,197 @@
+"""Checks that take processes of their own or a compiler, and many seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import distributed as dist
+from torch import nn
+
+from nnplug.checkpointing import FINAL
+from nnplug.portability import stock_prediction_obstacle
+from nnplug.resolved import ResolvedConfig
+from nnplug.testing.made_up_data import made_up_dataset
+from nnplug.testing.outcomes import CheckFailed, CheckSkipped
+from nnplug.testing.plan_cases import CASES
+from nnplug.testing.subject import Subject, as_list, probe
+from nnplug.testing.training_checks import train_step
+from nnplug.trainer import build_trainer_class
+
+NUM_STEPS = 2
+#: Of the processes that train together, from their start.
+SECONDS_FOR_PROCESSES = 300
+COMPILE_TOLERANCE = 1e-3
+
+# Stock nnU-Net alone, as a user of the model has it.
+_PREDICT = """
+import sys, numpy, torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+model, checkpoint, image, output = sys.argv[1:]
+predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+predictor.initialize_from_trained_model_folder(model, use_folds=(0,), checkpoint_name=checkpoint)
+numpy.save(output, predictor.predict_single_npy_array(*SimpleITKIO().read_images(image.split(chr(10)))))
+"""
+
+
+def torch_compile(subject: Subject) -> None:
+    """The network compiled by torch.compile gives what it gives without, and gradients."""
+    network = copy.deepcopy(subject.prepared_network(training=False, deep_supervision=None))
+    images = subject.images()
+    with torch.no_grad():
+        expected = as_list(network(images))
+    compiler = _cpp_compiler()
+    torch._dynamo.reset()
+    try:
+        compiled: Any = torch.compile(network, backend="inductor" if compiler else "aot_eager")
+        with torch._inductor.config.patch(compile_threads=1):
+            found = as_list(compiled(images))
+            probe(found).backward()
+    finally:
+        torch._dynamo.reset()
+    errors = [(ours - theirs).abs().max().item() for ours, theirs in zip(found, expected, strict=True)]
+    if max(errors) > COMPILE_TOLERANCE * max(1.0, expected[0].abs().max().item()):
+        raise CheckFailed(
+            "the same outputs with torch.compile",
+            f"a difference of {max(errors):.3g}",
+            subject.where("network_builder"),
+        )
+    missing = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    if missing:
+        where = subject.where("network_builder")
+        raise CheckFailed("a gradient for every parameter with torch.compile", f"none for {missing[0]}", where)
+    if not compiler:
+        raise CheckSkipped("no C++ compiler on this machine: the network was traced for torch.compile, not compiled")
+
+
+def two_processes(subject: Subject) -> None:
+    """Two processes train together (DDP with gloo) and have the same weights after every step."""
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in subject.network.modules()):
+        raise CheckSkipped("batch norm can be shared by several processes on GPUs only")
+    dataset_json, plans = made_up_dataset(subject.case).dataset_json, subject.plans()
+    # nnU-Net's batch Dice needs shares of one size
+    plans["configurations"][subject.case.configuration]["batch_size"] = 2
+    job = (subject.resolved, plans, subject.case.configuration, dataset_json, str(subject.results / "store"))
+    pool = multiprocessing.get_context("spawn").Pool(2)
+    try:
+        pending = [pool.apply_async(_train_together, (rank, *job)) for rank in range(2)]
+        deadline = time.monotonic() + SECONDS_FOR_PROCESSES
+        while not all(one.ready() for one in pending):
+            failed = [one for one in pending if one.ready() and not one.successful()]
+            if failed:
+                failed[0].get()
+            if time.monotonic() > deadline:
+                raise CheckFailed(f"two processes done in {SECONDS_FOR_PROCESSES} s", "they still wait", None)
+            time.sleep(0.1)
+        sums = [one.get() for one in pending]
+    finally:
+        pool.terminate()
+        pool.join()
+    if sums[0] != sums[1]:
+        raise CheckFailed("the same weights in both processes", "others", subject.where("network_builder"))
+
+
+def stock_prediction(subject: Subject) -> str | None:
+    """Stock nnU-Net loads the trained checkpoint in a fresh process and predicts what the trained network predicts."""
+    trainer = subject.trainer
+    train_step(subject)
+    trainer._claim()
+    trainer.save_checkpoint(str(Path(trainer.output_folder, FINAL)))
+    folder = made_up_dataset(subject.case).raw_folder / "imagesTr"
+    images = sorted(str(path) for path in folder.glob(f"{CASES[-1]}_*"))
+    output = subject.results / "prediction.npy"
+    model = str(trainer.output_folder_base)
+    done = subprocess.run(
+        [sys.executable, "-c", _PREDICT, model, FINAL, "\n".join(images), str(output)],
+        env=_environment(),
+        cwd=subject.results,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise CheckFailed("a prediction by stock nnU-Net", lines[-1], subject.where("network_builder"))
+    found, expected = np.load(output), _own_prediction(subject, images)
+    if found.shape != expected.shape or (found != expected).any():
+        share = (found != expected).mean() if found.shape == expected.shape else 1
+        where = subject.where("network_builder")
+        raise CheckFailed("the prediction of the trained network", f"{share:.1%} of the voxels differ", where)
+    return stock_prediction_obstacle(subject.resolved)
+
+
+OF_NETWORK = {"torch_compile": torch_compile}
+OF_NETWORK_OR_LOSS = {"ddp": two_processes}
+OF_PREDICTION = {"stock_prediction": stock_prediction}
+
+
+def _train_together(
+    rank: int,
+    resolved: ResolvedConfig,
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    store: str,
+) -> float:
+    """One of two processes: make steps, and return a number that tells its weights from others."""
+    torch.set_num_threads(1)
+    timeout = timedelta(seconds=SECONDS_FOR_PROCESSES)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            trainer = build_trainer_class(resolved)(plans, configuration, 0, dataset_json, torch.device("cpu"))
+            trainer.initialize()
+            trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+            trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+            trainer.on_train_epoch_start()
+            for _ in range(NUM_STEPS):
+                trainer.train_step(next(trainer.dataloader_train))
+        return sum(parameter.double().abs().sum().item() for parameter in trainer.network.parameters())
+    finally:
+        dist.destroy_process_group()
+
+
+def _own_prediction(subject: Subject, images: list[str]) -> np.ndarray:
+    trainer = subject.trainer
+    network = subject.prepared_network(training=False, deep_supervision=False)
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    predictor.manual_initialization(
+        network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        [copy.deepcopy(network.state_dict())],
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
+    )
+    return predictor.predict_single_npy_array(*SimpleITKIO().read_images(images))
+
+
+def _environment() -> dict[str, str]:
+    """Without nnU-Net's variables, and with the modules that this process can import."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
+    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def _cpp_compiler() -> bool:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return bool(get_cpp_compiler())
+    except InvalidCxxCompiler:
+        return False
