@@ -48,6 +48,14 @@ def read_weights(folder: Path, file_name: str) -> dict[str, float]:
     return weights
 
 
+def write_weights(folder: Path, file_name: str, weights: Mapping[str, float]) -> None:
+    """Write a file that :func:`read_weights` reads."""
+    path = folder / file_name
+    lines = ["case,weight", *(f"{case},{weight}" for case, weight in weights.items())]
+    text = "\n".join(lines) if path.suffix.lower() == ".csv" else json.dumps(weights)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
 def sampling_probabilities(
     weights: Mapping[str, float], cases: Sequence[str], known: Collection[str], path: Path
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -93,7 +101,7 @@ def keep_with_fold(run: TrainingRun, file_name: str) -> None:
                 f"{run.output_folder} was trained with other case weights: {first}{more}. "
                 f"Restore {file_name}, or start anew with --restart."
             )
-    record.write_text(json.dumps(weights, indent=2), encoding="utf-8")
+    write_weights(run.output_folder, _RECORD_NAME, weights)
 
 
 def _json_rows(text: str, path: Path) -> list[tuple[str, Any]]:

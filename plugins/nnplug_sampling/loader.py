@@ -14,7 +14,7 @@ import numpy as np
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
-from nnplug_sampling.case_weights import read_weights, sampling_probabilities
+from nnplug_sampling.case_weights import read_weights, sampling_probabilities, write_weights
 
 
 class SamplingLoader(nnUNetDataLoader):
@@ -54,6 +54,14 @@ class SamplingLoader(nnUNetDataLoader):
             weights = read_weights(folder, case_weights)
             known = data.get_identifiers(data.source_folder)
             self.sampling_probabilities = sampling_probabilities(weights, self.indices, known, folder / case_weights)
+
+    @staticmethod
+    def write_example_inputs(
+        folder: Path, cases: Sequence[str], *, case_weights: str | None = None, **_: object
+    ) -> None:
+        """Write the files that the settings ask for, so that nnplug's checks can use the loader on made-up data."""
+        if case_weights is not None:
+            write_weights(folder, case_weights, {case: 1.0 + index for index, case in enumerate(cases)})
 
     def get_bbox(
         self,

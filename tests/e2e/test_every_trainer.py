@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from nnplug.references import load
 from nnplug.registry import get_registry
 from support import run_nnplug, run_stock
 from support.datasets import DatasetForTests
@@ -21,7 +22,13 @@ def test_stock_predicts_with(hippocampus: DatasetForTests, tmp_path: Path, name:
         f'extends = "{name}"\nnum_epochs = 1\nnum_iterations_per_epoch = 1\nnum_val_iterations_per_epoch = 1\n'
         "batch_size = 2\npatch_size = [32, 64, 32]\n"
     )
-    dims = get_registry().resolve(name).config.spatial_dims or (2, 3)
+    config = get_registry().resolve(name).config
+    sampler = config.sampler and load(config.sampler.target, trusted=True)
+    if hasattr(sampler, "write_example_inputs"):
+        hippocampus = hippocampus.private_copy(tmp_path / "private")
+        cases = [*hippocampus.splits[0]["train"], *hippocampus.splits[0]["val"]]
+        sampler.write_example_inputs(hippocampus.preprocessed_folder, cases, **config.sampler.kwargs)
+    dims = config.spatial_dims or (2, 3)
     configuration = "3d_fullres" if 3 in dims else "2d"
     env = hippocampus.env
     done = run_nnplug("train", 4, configuration, 0, "-tr", recipe, "-device", "cpu", "--json", env=env, timeout=1800)

@@ -85,6 +85,13 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         read_weights(tmp_path, "w.json")
 
 
+@pytest.mark.parametrize("name", ["w.json", "w.csv"])
+def test_weights_that_are_written_can_be_read(tmp_path: Path, name: str) -> None:
+    SamplingLoader.write_example_inputs(tmp_path, ["a", "b"], case_weights=name, better_ignore=True)
+    assert read_weights(tmp_path, name) == {"a": 1, "b": 2}
+    SamplingLoader.write_example_inputs(tmp_path / "not there", ["a", "b"])
+
+
 KNOWN = ("a", "b", "c", "val")
 FILE = Path("w.json")
 
