@@ -167,8 +167,10 @@ def _wrong_arguments(plugin: Any) -> str | None:
 
 
 def _wrong_api(api: Any) -> str:
-    newer = isinstance(api, int) and api > API_VERSION
-    cure = "Install a newer nnplug: pip install -U nnplug" if newer else "Install a newer version of the plugin"
+    if isinstance(api, bool) or not isinstance(api, int):
+        return f"NNPLUG_API is {api!r}, not a number. Write NNPLUG_API = {API_VERSION}"
+    newer = "Install a newer nnplug: pip install -U nnplug"
+    cure = newer if api > API_VERSION else "Install a newer version of the plugin"
     return f"it is written for plugin API {api} of nnplug, and this nnplug has API {API_VERSION}. {cure}"
 
 

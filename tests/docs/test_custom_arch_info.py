@@ -22,7 +22,7 @@ from nnplug import Component, NnplugError, TrainerConfig
 from nnplug.references import import_string
 from nnplug.registry import GROUP, Registry
 from support.datasets import DatasetForTests
-from support.plugin_packages import PluginSite
+from support.plugin_packages import PluginSite, trainers
 
 PAGE = (Path(__file__).resolve().parents[2] / "CUSTOM_ARCH_INFO.md").read_text(encoding="utf-8")
 PACKAGE = "example_nets"
@@ -92,7 +92,7 @@ def configs_of(text: str) -> list[TrainerConfig]:
 
 
 def test_every_block_is_known() -> None:
-    assert len(FILES) == 11
+    assert len(FILES) == 12
     assert len(SNIPPETS) == 4
     assert PAGE.count("```python") + PAGE.count("```toml") == len(FILES) + len(SNIPPETS)
 
@@ -288,10 +288,52 @@ def test_settings_arrive(make_trainer: MakeTrainer) -> None:
     assert chances[0] == pytest.approx(3 * chances[1])
     assert trainer.dataloader_val.data_loader.sampling_probabilities is None
 
+    trainer = make_trainer(small(made["inner"].copy(name="small", patch_size=(8, 8, 8))))
+    one_step(trainer)
+    assert "Random patches stay 2 voxels away from the border." in Path(trainer.log_file).read_text()
+    loader = trainer.dataloader_train.data_loader
+    starts = [loader.get_bbox((40, 30, 9), False, None)[0] for _ in range(50)]
+    sides = loader.patch_size
+    assert {start[0] for start in starts} <= set(range(2, 40 - sides[0] - 2 + 1))
+    assert min(start[2] for start in starts) < 2  # no room along this axis
+
     trainer = make_trainer(small(made["little_rotation"]))
     one_step(trainer)
     [spatial] = [t for t in trainer.dataloader_train.data_loader.transforms.transforms if hasattr(t, "rotation")]
     assert spatial.rotation == (-0.087, 0.087)
+
+
+# --- what stays
+
+
+def api_rows() -> list[tuple[str, str]]:
+    table = PAGE.partition("| the plugin says | `nnplug plugins` shows |\n| --- | --- |\n")[2].partition("\n\n")[0]
+    return [tuple(cell.strip() for cell in row.strip("|").split(" | ")) for row in table.splitlines()]  # type: ignore[misc]
+
+
+DECLARED = {
+    "nothing": "",
+    "the number of this nnplug": "NNPLUG_API = nnplug.API_VERSION\n",
+    "a higher one": "NNPLUG_API = 2\n",
+    "a lower one": "NNPLUG_API = 0\n",
+    "no number": "NNPLUG_API = '1'\n",
+}
+
+
+def test_every_declaration_is_in_the_table() -> None:
+    assert [row for row, _ in api_rows()] == list(DECLARED)
+    assert f"While `nnplug.API_VERSION` is {nnplug.API_VERSION}," in PAGE
+    assert f"\nNNPLUG_API = {nnplug.API_VERSION}\n" in PAGE
+
+
+@pytest.mark.parametrize(("row", "shown"), api_rows(), ids=[row for row, _ in api_rows()])
+def test_what_a_plugin_may_declare(row: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    site = PluginSite(tmp_path)
+    site.add("declares", code=DECLARED[row] + trainers("name='declared', num_epochs=5"))
+    [record] = site.registry().plugins
+    site.forget_modules()
+    assert record.reason == (shown.strip("`") if shown.startswith("`") else None)
 
 
 # --- recipe and package

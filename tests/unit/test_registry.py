@@ -132,6 +132,7 @@ BROKEN = [
         "NNPLUG_API = 0\n" + trainers(),
         "it is written for plugin API 0 of nnplug, and this nnplug has API 1. Install a newer version of the plugin",
     ),
+    ("NNPLUG_API = '1'\n" + trainers(), "NNPLUG_API is '1', not a number. Write NNPLUG_API = 1"),
 ]
 
 

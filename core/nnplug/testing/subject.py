@@ -111,7 +111,7 @@ class Subject:
         """A sampler that reads files beside the data says which ones would do for this data set."""
         sampler = self.resolved.config.sampler
         write = getattr(loaded(sampler), "write_example_inputs", None)
-        if write is not None:
+        if sampler is not None and write is not None:
             write(made_up_dataset(self.case).preprocessed_folder, CASES, **sampler.kwargs)
 
     # --- network
