@@ -135,11 +135,13 @@ class Composer:
         config = registration.config
         layer = self._inherited(registration, ancestors) if config.extends else Layer(registration.name)
         for key in config.unset:
-            if not layer.keys_of(key):
+            known = layer.keys_of(key)
+            if not known:
                 raise NnplugError(
                     f"trainer '{registration.name}': unset: '{config.extends}' does not set '{key}'. Remove it."
                 )
-            layer.drop(key)
+            for name in known:
+                layer.drop(name)
         origin = Origin(registration.name, registration.distribution, registration.version, registration.where)
         if registration.distribution and registration.version:
             layer.distributions[normalise_distribution(registration.distribution)] = registration.version
@@ -158,6 +160,7 @@ class Composer:
             source=described.source if described else None,
             **layer.fields(),
         )
+        _check_schedule(config, name)
         # The composed name has characters that the name of a single config may not have.
         object.__setattr__(config, "name", name)
         distributions = dict(layer.distributions)
@@ -246,6 +249,18 @@ def _check_assigned_base(layer: Layer) -> None:
                 f"'{origin.term}' and '{part.term}' both set {key} ({owner} decides it in its class); "
                 f"'-tr {layer.name}' can have only one. To decide: {layer.name}+{key}={cure}"
             )
+
+
+def _check_schedule(config: TrainerConfig, name: str) -> None:
+    """A class that makes the optimiser makes its schedule too: a new optimiser would silently lose that."""
+    if config.base_trainer is None or config.optimizer is None or config.lr_scheduler is not None:
+        return
+    owner = fields_set_by(config.base_trainer.target).get("lr_scheduler")
+    if owner is not None:
+        raise NnplugError(
+            f"'{name}' sets optimizer, and {owner} decides optimizer and lr_scheduler together in its class. Say which "
+            "schedule the new optimizer gets: lr_scheduler=@NAME"
+        )
 
 
 def _restrict(key: str, value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nnplug.component import Component
 from nnplug.errors import NnplugError
-from nnplug.fields import CODE_FIELDS, FIELDS
+from nnplug.fields import CODE_FIELDS, FIELDS, PLANS_FIELDS
 from nnplug.resolved import Origin, plain
 from nnplug.values import format_value
 
@@ -46,8 +46,10 @@ class Layer:
                 del table[name]
 
     def keys_of(self, key: str) -> list[str]:
-        """The keys that are set at or below a key."""
-        return [name for name in self.values if _is_at_or_below(name, key)]
+        """The keys that are set at or below a key; the plan's sizes are fields and below ``plans`` as well."""
+        bare = key.removeprefix("plans.")
+        wanted = [bare] if bare in PLANS_FIELDS else [key, *(PLANS_FIELDS if key == "plans" else ())]
+        return [name for name in self.values if any(_is_at_or_below(name, one) for one in wanted)]
 
     def fields(self) -> dict[str, Any]:
         """The values by field, the leaves of plans put together."""

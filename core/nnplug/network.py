@@ -55,10 +55,12 @@ class NetworkOutputs:
     Attributes:
         sizes: spatial size of each output in voxels, full resolution first.
         is_list: the network returned a list (deep supervision), not one tensor.
+        weights: name and shape of everything that a checkpoint of it holds.
     """
 
     sizes: tuple[Size, ...]
     is_list: bool
+    weights: Mapping[str, Size]
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------
@@ -143,6 +145,12 @@ def _write_builder(settings: dict[str, Any], component: Component, resolved: Res
             f"network_builder {reference} has no setting '{unknown[0]}'. It takes: {', '.join(accepted)}."
         )
     set_by_parts = (resolved.config.plans or {}).get("architecture", {}).get("arch_kwargs", {})
+    twice = [key for key in component.kwargs if key in set_by_parts]
+    if twice:
+        raise NnplugError(
+            f"'{resolved.name}' sets plans.architecture.arch_kwargs.{twice[0]} and network_builder.{twice[0]}, which "
+            "are one argument of the network. Set one of them."
+        )
     unused = [key for key in set_by_parts if key not in accepted and not takes_any]
     if unused:
         raise NnplugError(
@@ -232,8 +240,14 @@ def dry_run(
     """
 
     def attempt(patch: Size) -> NetworkOutputs:
-        output = _run_once(build, patch, deep_supervision, (batch_size, num_input_channels, *patch))
-        return _check_outputs(output, batch_size, num_classes, patch)
+        shape = (batch_size, num_input_channels, *patch)
+        network, output = _run_once(lambda: build(patch, deep_supervision), shape)
+        sizes = _check_outputs(output, batch_size, num_classes, patch)
+        is_list = isinstance(output, list | tuple)
+        if is_list and deep_supervision:
+            _check_switch(lambda: build(patch, True), shape)
+        weights = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        return NetworkOutputs(sizes=sizes, is_list=is_list, weights=weights)
 
     text = "x".join(map(str, patch_size))
     try:
@@ -253,20 +267,38 @@ def dry_run(
         ) from error
 
 
-def _run_once(build: BuildNetwork, patch: Size, deep_supervision: bool, shape: Size) -> Any:
+def _run_once(build: Callable[[], nn.Module], shape: Size) -> tuple[nn.Module, Any]:
+    """The network, and what it returns for tensors of this shape."""
     try:
         # the context makes tensors that the network creates by itself meta tensors as well
         with torch.device("meta"), torch.no_grad(), _without_ddp():
-            return build(patch, deep_supervision).train()(torch.empty(shape))
+            network = build().train()
+            return network, network(torch.empty(shape))
     except Exception as error:
         if "meta" not in str(error).lower() and not isinstance(error, NotImplementedError):
             raise
     # a network that looks at values can not run on meta tensors: one sample on the CPU tells the same
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        output = build(patch, deep_supervision).eval()(torch.zeros((1, *shape[1:])))
+        network = build().eval()
+        output = network(torch.zeros((1, *shape[1:])))
     tensors = output if isinstance(output, list | tuple) else [output]
     grown = [t.expand(shape[0], *t.shape[1:]) if isinstance(t, torch.Tensor) and len(t) == 1 else t for t in tensors]
-    return grown if isinstance(output, list | tuple) else grown[0]
+    return network, grown if isinstance(output, list | tuple) else grown[0]
+
+
+def _check_switch(build: Callable[[], nn.Module], shape: Size) -> None:
+    """Validation switches deep supervision off: a network that goes on with a list would fail after the training."""
+
+    def build_switched_off() -> nn.Module:
+        network = build()
+        set_deep_supervision(network, False)
+        return network
+
+    if isinstance(_run_once(build_switched_off, shape)[1], list | tuple):
+        raise NnplugError(
+            "still returns a list when its deep supervision is switched off, as validation and prediction do. Its "
+            "forward must look at a flag 'deep_supervision' of the network or of its decoder."
+        )
 
 
 def _without_ddp() -> AbstractContextManager[Any]:
@@ -274,7 +306,7 @@ def _without_ddp() -> AbstractContextManager[Any]:
     return replaced.object(torch.distributed, "is_initialized", lambda: False)
 
 
-def _check_outputs(output: Any, batch_size: int, num_classes: int, patch: Size) -> NetworkOutputs:
+def _check_outputs(output: Any, batch_size: int, num_classes: int, patch: Size) -> tuple[Size, ...]:
     is_list = isinstance(output, list | tuple)
     tensors = list(output) if is_list else [output]
     if not tensors or not all(isinstance(t, torch.Tensor) for t in tensors):
@@ -289,7 +321,7 @@ def _check_outputs(output: Any, batch_size: int, num_classes: int, patch: Size) 
         raise ValueError(f"its first output has {'x'.join(map(str, sizes[0]))} voxels, not the patch's size")
     if any(math.prod(small) > math.prod(large) for large, small in pairwise(sizes)):
         raise NnplugError("returns outputs of growing size; the full resolution must come first.")
-    return NetworkOutputs(sizes=sizes, is_list=is_list)
+    return sizes
 
 
 def _fitting_patch(attempt: Callable[[Size], NetworkOutputs], patch: Size) -> Size | None:

@@ -29,6 +29,8 @@ _COMPONENT_BASES = {
     "nnunetv2.training.nnUNetTrainer.nnUNetTrainer.nnUNetTrainer",
     "nnunetv2.training.dataloading.data_loader.nnUNetDataLoader",
 }
+#: Components that fetch code and weights from the network when they are made.
+_FETCHING = {"monai.losses.perceptual.PerceptualLoss"}
 _TRAINER_TRANSFORMS = {"get_training_transforms", "get_validation_transforms"}
 
 
@@ -200,7 +202,8 @@ def _check_object(found: Any, ref: str) -> None:
 
 def _is_component(found: Any) -> bool:
     bases = (found if isinstance(found, type) else type(found)).__mro__
-    return any(f"{base.__module__}.{base.__qualname__}" in _COMPONENT_BASES for base in bases)
+    names = {f"{base.__module__}.{base.__qualname__}" for base in bases}
+    return not names.isdisjoint(_COMPONENT_BASES) and names.isdisjoint(_FETCHING)
 
 
 def _is_trainer_transform(found: Any, home: str) -> bool:

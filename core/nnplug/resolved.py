@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,12 +78,23 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if hasattr(value, "__qualname__"):
         return {"use": describe(value)}
-    # The address in an object's default repr differs from run to run; a loss's repr rarely holds its settings.
+    return {"use": describe(value), "repr": _ADDRESS.sub("", repr(value)), **_settings(value)}
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    """What a finished loss was made with, as far as it can be read; its repr rarely says."""
     settings = {
-        key: setting for key, setting in sorted(getattr(value, "__dict__", {}).items()) if _is_setting(key, setting)
+        key: plain(setting)
+        for key, setting in sorted(getattr(value, "__dict__", {}).items())
+        if not key.startswith("_")
+        and key != "training"
+        and isinstance(setting, (bool, int, float, str, list, tuple, dict))
     }
-    return {"use": describe(value), "repr": _ADDRESS.sub("", repr(value)), **settings}
-
-
-def _is_setting(name: str, value: Any) -> bool:
-    return not name.startswith("_") and name != "training" and isinstance(value, (bool, int, float, str))
+    for name, module in getattr(value, "_modules", {}).items():
+        settings[name] = plain(module)
+    if "_modules" in getattr(value, "__dict__", {}) and (state := value.state_dict()):
+        digest = hashlib.sha256()
+        for name, tensor in state.items():
+            digest.update(f"{name} {tuple(tensor.shape)} ".encode() + tensor.detach().cpu().double().numpy().tobytes())
+        settings["state"] = digest.hexdigest()[:16]
+    return settings

@@ -67,12 +67,15 @@ NAMES = Names(
     TrainerConfig(name="long", num_epochs=4000),
     TrainerConfig(name="short", num_epochs=5),
     TrainerConfig(name="adam", optimizer="torch.optim:Adam", initial_lr=1e-3),
+    TrainerConfig(name="cosine", lr_scheduler="acme.schedules:cosine"),
     TrainerConfig(name="plain", mirror_axes=()),
     TrainerConfig(name="wide", plans={"architecture": {"arch_kwargs": {"n_stages": 4}}, "batch_dice": True}),
     TrainerConfig(name="deep", plans={"architecture": {"arch_kwargs": {"conv_bias": False}}}),
     TrainerConfig(name="deeper", plans={"architecture": {"arch_kwargs": {"n_stages": 8}}}),
     TrainerConfig(name="flat", plans={"architecture": {"arch_kwargs": 3}}),
     TrainerConfig(name="four", plans={"batch_size": 4, "patch_size": [32, 32]}),
+    TrainerConfig(name="no_sizes", extends="four", unset=("plans",), seed=3),
+    TrainerConfig(name="no_batch", extends="four", unset=("plans.batch_size",)),
     TrainerConfig(name="only3d", spatial_dims=(3,)),
     TrainerConfig(name="only2d", spatial_dims=(2,)),
     TrainerConfig(name="both", spatial_dims=(2, 3)),
@@ -230,8 +233,8 @@ CONFLICTS = [
     ),
     (
         "short+base_trainer=@nnUNetTrainer_250epochs",
-        "'base_trainer=@nnUNetTrainer_250epochs' and 'short' both set num_epochs (nnUNetTrainer_250epochs decides it in "
-        "its class); '-tr short+base_trainer=@nnUNetTrainer_250epochs' can have only one. "
+        "'base_trainer=@nnUNetTrainer_250epochs' and 'short' both set num_epochs (nnUNetTrainer_250epochs decides it "
+        "in its class); '-tr short+base_trainer=@nnUNetTrainer_250epochs' can have only one. "
         "To decide: short+base_trainer=@nnUNetTrainer_250epochs+num_epochs=5",
     ),
     (
@@ -286,6 +289,40 @@ def test_a_part_by_reference() -> None:
 
 def test_a_part_of_plans_replaces_plans() -> None:
     assert fields_of("wide+plans=@deep") == {"plans": {"architecture": {"arch_kwargs": {"conv_bias": False}}}}
+
+
+def test_the_sizes_of_plans_go_with_plans() -> None:
+    assert fields_of("wide+plans=@four") == {"batch_size": 4, "patch_size": [32, 32]}
+    assert fields_of("no_sizes") == {"seed": 3}
+    assert fields_of("no_batch") == {"patch_size": [32, 32]}
+
+
+def test_a_new_optimizer_must_not_lose_the_schedule_of_a_class() -> None:
+    assert message("nnUNetTrainerCosAnneal+optimizer=@adam") == (
+        "'nnUNetTrainerCosAnneal+optimizer=@adam' sets optimizer, and nnUNetTrainerCosAnneal decides optimizer and "
+        "lr_scheduler together in its class. Say which schedule the new optimizer gets: lr_scheduler=@NAME"
+    )
+    assert "lr_scheduler" in fields_of("nnUNetTrainerCosAnneal+optimizer=@adam+lr_scheduler=@cosine")
+
+
+def test_finished_losses_with_other_settings_are_others() -> None:
+    import torch
+    from torch import nn
+
+    class Both(nn.Module):
+        def __init__(self, *parts: nn.Module, powers: tuple[int, ...] = ()) -> None:
+            super().__init__()
+            self.parts, self.powers = nn.ModuleList(parts), powers
+
+    def identity(loss: nn.Module) -> object:
+        return resolve_config(Registration(TrainerConfig(name="t", loss_fn=loss), "t"), NAMES).as_dict()["loss_fn"]
+
+    weighted = [nn.CrossEntropyLoss(weight=torch.tensor(w)) for w in ([1.0, 1.0], [0.1, 5.0])]
+    made = [*weighted, *map(Both, weighted), Both(powers=(1, 2)), Both(powers=(1, 3)), nn.CrossEntropyLoss()]
+    identities = [json.dumps(identity(loss), sort_keys=True) for loss in made]
+    assert len(set(identities)) == len(made)
+    again = Both(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 1.0])))
+    assert json.dumps(identity(again), sort_keys=True) == identities[2]
 
 
 def test_a_part_over_a_base_trainer() -> None:
