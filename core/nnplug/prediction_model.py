@@ -24,8 +24,8 @@ from torch import nn
 
 from nnplug.checkpoint import load
 from nnplug.errors import NnplugError
+from nnplug.references import EXTERNAL_TRAINERS, load_dotted
 from nnplug.references import load as load_reference
-from nnplug.references import load_dotted
 from nnplug.stock_names import BASE, find_trainer
 from nnplug.trained_models import Fold, ModelFolder
 
@@ -126,7 +126,7 @@ def _check_distributions(checkpoints: Sequence[_FoldCheckpoint]) -> None:
     }
     installed = {name: _installed_version(name) for name, _ in needed}
     missing = sorted((name, version) for name, version in needed if installed[name] is None)
-    if missing:
+    if missing and _lacks_network(checkpoints[0]):
         listed = " and ".join(f"{name} {version}" for name, version in missing)
         command = " ".join(f"{name}=={version}" for name, version in missing)
         verb = "is" if len(missing) == 1 else "are"
@@ -136,11 +136,20 @@ def _check_distributions(checkpoints: Sequence[_FoldCheckpoint]) -> None:
         )
     for name, version in sorted(needed):
         if installed[name] != version:
+            found = f"{installed[name]} is installed" if installed[name] else "which the network does not need"
             print(
-                f"nnplug: warning: the model '{checkpoints[0].name}' was trained with {name} {version}, "
-                f"{installed[name]} is installed. For the same code: pip install {name}=={version}",
+                f"nnplug: warning: the model '{checkpoints[0].name}' was trained with {name} {version}, {found}. "
+                f"For the same code: pip install {name}=={version}",
                 file=sys.stderr,
             )
+
+
+def _lacks_network(checkpoint: _FoldCheckpoint) -> bool:
+    """Whether the package of the network is not there; those of losses and samplers play no part in prediction."""
+    made_by = [checkpoint.nnplug.get("network_builder"), checkpoint.nnplug.get("base_trainer")]
+    packages = {str(name).partition(":")[0].partition(".")[0] for name in made_by if name}
+    packages.discard(EXTERNAL_TRAINERS)
+    return not packages or any(importlib.util.find_spec(package) is None for package in packages)
 
 
 def _installed_version(distribution: str) -> str | None:

@@ -136,6 +136,20 @@ def test_a_missing_plugin(tmp_path: Path) -> None:
     )
 
 
+def test_a_missing_plugin_that_only_had_the_loss_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nnplug = {
+        "name": "net+acme_loss",
+        "distributions": {"acme-losses": "0.3"},
+        "network_builder": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "base_trainer": "nnunetv2.training.nnUNetTrainer.nnUNetTrainer:nnUNetTrainer",
+    }
+    load(make_model_folder(tmp_path, nnplug=nnplug))
+    assert capsys.readouterr().err == (
+        "nnplug: warning: the model 'net+acme_loss' was trained with acme-losses 0.3, which the network does not need. "
+        "For the same code: pip install acme-losses==0.3\n"
+    )
+
+
 def test_another_version_of_a_plugin_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     installed = importlib.metadata.version("pluggy")
     folder = make_model_folder(tmp_path, nnplug={"name": "net", "distributions": {"pluggy": "0.1"}})
