@@ -31,6 +31,8 @@ def overrides(trainer: type[nnUNetTrainer], method: str) -> bool:
 
 def stock_trainer_name(trainer: type[nnUNetTrainer]) -> tuple[str, bool]:
     """The class by which nnU-Net builds this trainer's network, and whether stock nnU-Net has that class."""
+    if trainer.build_network_architecture is nnUNetTrainer.build_network_architecture:
+        return nnUNetTrainer.__name__, True
     for cls in trainer.__mro__:
         if "build_network_architecture" in vars(cls):
             return cls.__name__, cls.__module__.split(".")[0] == "nnunetv2"

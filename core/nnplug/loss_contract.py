@@ -22,12 +22,17 @@ class LossTraits:
             ``context.ignore_label``, a one-hot target has one more last channel that is 1 where voxels are ignored.
         supports_regions: the loss can be used with region-based training: the target then has one channel a region
             (plus the ignore channel), the classes overlap and the activation is a sigmoid.
+        target_transform: a callable without arguments, such as a method of the loss, that returns a transform
+            (batchgeneratorsv2) which appends channels to a training segmentation, computed by the data workers. The
+            loss is then called with a third argument: those channels (B, E, *spatial), or None where a batch comes
+            without, as in validation.
     """
 
     target_format: Literal["label_map", "one_hot"] = "label_map"
     handles_deep_supervision: bool = False
     supports_ignore_label: bool = False
     supports_regions: bool = False
+    target_transform: Callable[[], Any] | None = None
 
 
 def loss_traits(
@@ -39,21 +44,23 @@ def loss_traits(
 ) -> Callable[[T], T]:
     """Decorate a loss class or factory with what it can take (see :class:`LossTraits`).
 
+    ``target_transform`` is none of them: it depends on the settings of a loss and so is a method of it.
+
     Example:
         >>> @loss_traits(target_format="one_hot")
         ... def my_loss(context):
         ...     return MyLoss(context.num_classes)
     """
-    traits = LossTraits(
-        target_format=target_format,
-        handles_deep_supervision=handles_deep_supervision,
-        supports_ignore_label=supports_ignore_label,
-        supports_regions=supports_regions,
-    )
+    traits = {
+        "target_format": target_format,
+        "handles_deep_supervision": handles_deep_supervision,
+        "supports_ignore_label": supports_ignore_label,
+        "supports_regions": supports_regions,
+    }
 
     def mark(loss: T) -> T:
-        for field in fields(traits):
-            setattr(loss, field.name, getattr(traits, field.name))
+        for name, value in traits.items():
+            setattr(loss, name, value)
         return loss
 
     return mark
@@ -82,6 +89,8 @@ class LossContext:
         batch_dice: nnU-Net's plan says that Dice is computed over the batch and not per sample.
         is_ddp: training runs on several processes.
         num_deep_supervision_outputs: outputs of the network in training; 1 without deep supervision.
+        supervision_weights: nnU-Net's weight of each of these outputs, for a loss that handles deep supervision itself;
+            they sum to 1.
     """
 
     num_classes: int
@@ -91,3 +100,4 @@ class LossContext:
     batch_dice: bool = False
     is_ddp: bool = False
     num_deep_supervision_outputs: int = 1
+    supervision_weights: tuple[float, ...] = (1.0,)

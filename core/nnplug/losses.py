@@ -11,6 +11,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import nn
 
@@ -35,7 +37,7 @@ def build_loss(loss_fn: Component | Callable[..., Any], context: LossContext, we
     Raises:
         NnplugError: the loss can not be made, or does not support what the data set needs.
     """
-    loss, traits = _make(loss_fn, context)
+    loss, traits = make_loss(loss_fn, context)
     name = describe(loss_fn)
     if context.ignore_label is not None and not traits.supports_ignore_label:
         raise NnplugError(
@@ -47,10 +49,35 @@ def build_loss(loss_fn: Component | Callable[..., Any], context: LossContext, we
             f"loss_fn {name} does not support region-based training, and the data set has regions. "
             "Choose a loss that declares supports_regions."
         )
-    if traits.handles_deep_supervision:
-        return TargetAdapter(loss, traits, context)
     adapted = TargetAdapter(loss, traits, context)
-    return adapted if weights is None else DeepSupervisionWrapper(adapted, weights)
+    if traits.handles_deep_supervision or weights is None:
+        return adapted
+    return DeepSupervisionWrapper(adapted, weights)
+
+
+def target_transform_of(loss: Any) -> Callable[[], Any] | None:
+    """The trait of that name of a loss made by :func:`build_loss`; None for any other."""
+    adapter = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+    return adapter.target_transform if isinstance(adapter, TargetAdapter) else None
+
+
+def add_target_transform(transforms: Any, added: Any, *, deep_supervision: bool) -> Any | None:
+    """Put a transform behind all that change a segmentation and before the one that scales it for deep supervision.
+
+    Args:
+        transforms: the training transforms of nnU-Net or a config.
+        added: appends channels to the segmentation, which are then scaled with it.
+        deep_supervision: the transforms make a list of targets.
+
+    Returns:
+        The transforms together; None where it is not known which of them makes the list.
+    """
+    steps = transforms.transforms if isinstance(transforms, ComposeTransforms) else [transforms]
+    scaling = [number for number, step in enumerate(steps) if isinstance(step, DownsampleSegForDSTransform)]
+    if deep_supervision and not scaling:
+        return None
+    place = scaling[0] if scaling else len(steps)
+    return ComposeTransforms([*steps[:place], added, *steps[place:]])
 
 
 def describe(loss_fn: Component | Callable[..., Any]) -> str:
@@ -61,7 +88,12 @@ def describe(loss_fn: Component | Callable[..., Any]) -> str:
     return getattr(target, "__qualname__", type(target).__qualname__)
 
 
-def _make(loss_fn: Component | Callable[..., Any], context: LossContext) -> tuple[Callable[..., Any], LossTraits]:
+def make_loss(loss_fn: Component | Callable[..., Any], context: LossContext) -> tuple[Callable[..., Any], LossTraits]:
+    """Make the author's own loss, without what nnplug adds, and read what it declares.
+
+    Raises:
+        NnplugError: it can not be made.
+    """
     if not isinstance(loss_fn, Component):
         return loss_fn, traits_of(loss_fn)
     target = load(loss_fn.target, trusted=True) if isinstance(loss_fn.target, str) else loss_fn.target
@@ -106,7 +138,8 @@ def supervision_weights(num_outputs: int, *, last: float = 0.0) -> list[float]:
 class TargetAdapter(nn.Module):
     """Gives a loss the target format that it declares.
 
-    nnU-Net's targets are (B, 1, *) label values, or (B, C, *) with one channel a region (ignore channel last).
+    nnU-Net's targets are (B, 1, *) label values, or (B, C, *) with one channel a region (ignore channel last). What the
+    loss's ``target_transform`` has appended comes after that, and is handed on as it is.
     """
 
     def __init__(self, loss: Callable[..., Any], traits: LossTraits, context: LossContext) -> None:
@@ -114,11 +147,17 @@ class TargetAdapter(nn.Module):
         self.loss = loss
         self.context = context
         self.as_one_hot = traits.target_format == "one_hot"
+        self.target_transform = traits.target_transform
+        self.num_channels = 1
+        if context.has_regions:
+            self.num_channels = context.num_classes + (context.ignore_label is not None)
 
     def forward(self, output: Any, target: Any) -> torch.Tensor:
-        if isinstance(target, list | tuple):
-            return self.loss(output, [self._convert(t) for t in target])
-        return self.loss(output, self._convert(target))
+        if self.target_transform is None:
+            return self.loss(output, _each(self._convert, target))
+        is_extended = (target[0] if isinstance(target, list | tuple) else target).shape[1] > self.num_channels
+        extra = _each(lambda t: t[:, self.num_channels :], target) if is_extended else None
+        return self.loss(output, _each(lambda t: self._convert(t[:, : self.num_channels]), target), extra)
 
     def _convert(self, target: torch.Tensor) -> torch.Tensor:
         if self.context.has_regions:
@@ -133,3 +172,8 @@ class TargetAdapter(nn.Module):
         ignored = labels == self.context.ignore_label
         one_hot.scatter_(1, labels.masked_fill(ignored, 0), 1)
         return torch.cat([one_hot.masked_fill(ignored, 0), ignored.float()], dim=1)
+
+
+def _each(function: Callable[[torch.Tensor], torch.Tensor], target: Any) -> Any:
+    """Apply to a target, or with deep supervision to each of the list."""
+    return [function(t) for t in target] if isinstance(target, list | tuple) else function(target)

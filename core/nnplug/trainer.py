@@ -15,6 +15,7 @@ from unittest.mock import patch as replaced
 
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -49,6 +50,9 @@ def build_trainer_class(resolved: ResolvedConfig) -> type[nnUNetTrainer]:
     attributes: dict[str, Any] = {"resolved": resolved, "base_trainer": base, "__module__": __name__}
     if resolved.config.training_transforms is not None:
         attributes["get_training_transforms"] = staticmethod(_transforms(resolved.config.training_transforms))
+    if resolved.config.network_builder is not None:
+        # the plans name the builder, and a base trainer that makes the network itself would not look there
+        attributes["build_network_architecture"] = staticmethod(nnUNetTrainer.build_network_architecture)
     bases = (ConfiguredTrainer, ResumableTrainer) + (() if base is nnUNetTrainer else (base,))
     return type(resolved.name, bases, attributes)
 
@@ -220,6 +224,12 @@ class ConfiguredTrainer(nnUNetTrainer):
         if not self.enable_deep_supervision:
             return
         several = network.dry_run(self.build_for, deep_supervision=True, **common)
+        other = min((name for name, _ in several.weights.items() ^ single.weights.items()), default=None)
+        if other is not None:
+            raise NnplugError(
+                f"The network of '{self.resolved.name}' has other weights with deep supervision than without "
+                f"({other}). Prediction builds it without: make all of its layers in both cases."
+            )
         if several.is_list:
             self.outputs = several
         elif self.resolved.config.enable_deep_supervision:
@@ -259,6 +269,8 @@ class ConfiguredTrainer(nnUNetTrainer):
             if isinstance(loss, DeepSupervisionWrapper) and len(loss.weight_factors) == 1:
                 loss.weight_factors = (1.0,)  # nnU-Net gives the last output weight 0, also when it is the only one
             return loss
+        needs_all = self.is_ddp and not self._do_i_compile()
+        weights = losses.supervision_weights(len(scales), last=1e-6 if needs_all else 0.0) if scales else None
         context = LossContext(
             num_classes=self.label_manager.num_segmentation_heads,
             spatial_dims=len(self.configuration_manager.patch_size),
@@ -267,9 +279,8 @@ class ConfiguredTrainer(nnUNetTrainer):
             batch_dice=self.configuration_manager.batch_dice,
             is_ddp=self.is_ddp,
             num_deep_supervision_outputs=len(scales) if scales else 1,
+            supervision_weights=tuple(weights) if weights else (1.0,),
         )
-        needs_all = self.is_ddp and not self._do_i_compile()
-        weights = losses.supervision_weights(len(scales), last=1e-6 if needs_all else 0.0) if scales else None
         return losses.build_loss(loss_fn, context, weights).to(self.device)
 
     def configure_optimizers(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -308,7 +319,7 @@ class ConfiguredTrainer(nnUNetTrainer):
         return rotation, dummy_2d, initial_patch_size, axes
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        if overrides(self.base_trainer, "get_dataloaders"):
+        if overrides(self.base_trainer, "get_dataloaders") and self.resolved.config.sampler is None:
             return super().get_dataloaders()
         if self.dataset_class is None:
             self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
@@ -326,11 +337,41 @@ class ConfiguredTrainer(nnUNetTrainer):
         augment = self.get_training_transforms(
             patch_size, rotation, scales, axes, dummy_2d, use_mask_for_norm=use_mask, **common
         )
+        self._check_mirroring(augment)
+        augment = self._with_target_transform(augment, deep_supervision=scales is not None)
         plain = self.get_validation_transforms(scales, **common)
         cases_train, cases_val = self.get_tr_and_val_datasets()
         train = self._loader(self._sampler(), cases_train, initial_patch_size, augment)
         val = self._loader(nnUNetDataLoader, cases_val, patch_size, plain)
         return build_augmenters(train, val, self.device, self.resolved.config.seed, self.local_rank, self.current_epoch)
+
+    def _check_mirroring(self, augment: Any) -> None:
+        """A class with transforms of its own may never mirror; prediction would, over axes never seen in training."""
+        axes, is_own = self.resolved.config.mirror_axes, overrides(self.base_trainer, "get_training_transforms")
+        if not axes or not is_own or self.resolved.config.training_transforms is not None:
+            return
+        if not any(isinstance(step, MirrorTransform) for step in getattr(augment, "transforms", [])):
+            raise NnplugError(
+                f"'{self.resolved.name}' sets mirror_axes={'x'.join(map(str, axes))}, and the training transforms of "
+                f"{self.base_trainer.__name__} do not mirror. Leave mirror_axes out, or set training_transforms."
+            )
+
+    def _with_target_transform(self, augment: Any, *, deep_supervision: bool) -> Any:
+        """The training transforms with what the loss wants beside its targets.
+
+        Those of validation stay as they are: nnU-Net's validation step reads the targets itself.
+        """
+        make = losses.target_transform_of(self.loss)
+        if make is None:
+            return augment
+        extended = losses.add_target_transform(augment, make(), deep_supervision=deep_supervision)
+        if extended is None:
+            self.print_to_log_file(
+                "The training transforms scale the targets in a way of their own: what the loss wants beside them is "
+                "computed in the training step and not by the data workers."
+            )
+            return augment
+        return extended
 
     def _sampler(self) -> Callable[..., Any]:
         component = self.resolved.config.sampler

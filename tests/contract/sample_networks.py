@@ -6,6 +6,8 @@ from typing import Any
 
 import nnplug
 import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 
@@ -46,6 +48,35 @@ class Pyramid(TwoConvolutions):
 
 def build_pyramid(input_channels: int, num_classes: int, deep_supervision: bool) -> nn.Module:
     return Pyramid(input_channels, num_classes, 3, deep_supervision=deep_supervision)
+
+
+class DecidedWhenBuilt(TwoConvolutions):
+    """A list whenever it was built for deep supervision: there is no flag that validation could switch off."""
+
+    def __init__(self, *args: Any, deep_supervision: bool) -> None:
+        super().__init__(*args)
+        self.returns_list = deep_supervision
+
+    def forward(self, x: torch.Tensor) -> Any:
+        full = self.body(x)
+        return [full, nn.functional.max_pool3d(full, 2)] if self.returns_list else full
+
+
+def build_without_switch(input_channels: int, num_classes: int, deep_supervision: bool) -> nn.Module:
+    return DecidedWhenBuilt(input_channels, num_classes, 3, deep_supervision=deep_supervision)
+
+
+class HeadsOnDemand(Pyramid):
+    """Its second head is only there when it was built for deep supervision."""
+
+    def __init__(self, *args: Any, deep_supervision: bool) -> None:
+        super().__init__(*args, deep_supervision=deep_supervision)
+        if deep_supervision:
+            self.low_head = nn.Conv3d(args[1], args[1], 1)
+
+
+def build_heads_on_demand(input_channels: int, num_classes: int, deep_supervision: bool) -> nn.Module:
+    return HeadsOnDemand(input_channels, num_classes, 3, deep_supervision=deep_supervision)
 
 
 def build_too_few_classes(input_channels: int, num_classes: int, **_: Any) -> nn.Module:
@@ -114,3 +145,14 @@ def make_my_loss(context: nnplug.LossContext, weight: float = 1.0) -> nn.Module:
 
 def plain_function(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(output, target[:, 0].long())
+
+
+class CountingLoader(nnUNetDataLoader):
+    """nnU-Net's sampler under another name."""
+
+
+class WithOwnLoaders(nnUNetTrainer):
+    """Fetches its data in a way of its own."""
+
+    def get_dataloaders(self) -> Any:
+        raise AssertionError("the config has a sampler")

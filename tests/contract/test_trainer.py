@@ -188,6 +188,21 @@ def test_batch_size_wins_over_a_class_that_overwrites_the_plan(make_trainer: Mak
             {"optimizer": nnplug.Component("torch.optim:SGD", momentun=0.9)},
             "optimizer torch.optim:SGD can not be made: .*momentun",
         ),
+        (
+            {"network_builder": samples.build_without_switch},
+            "still returns a list when its deep supervision is switched off, as validation and prediction do",
+        ),
+        (
+            {"network_builder": samples.build_heads_on_demand},
+            r"has other weights with deep supervision than without \(low_head",
+        ),
+        (
+            {
+                "network_builder": nnplug.Component(samples.build_with_width, width=8),
+                "plans": {"architecture": {"arch_kwargs": {"width": 2}}},
+            },
+            "sets plans.architecture.arch_kwargs.width and network_builder.width, which are one argument",
+        ),
         ({"base_trainer": torch.nn.Linear}, "is not a subclass of nnUNetTrainer"),
         (
             {"plans": {"architecture": {"arch_kwargs": {"norm_op": "x"}}}, "network_builder": samples.build_with_width},
@@ -206,6 +221,32 @@ def test_mistakes_are_found_before_the_first_epoch(
 def test_an_axis_that_the_patch_does_not_have(make_trainer: MakeTrainer) -> None:
     with pytest.raises(NnplugError, match="names axis 2; configuration '2d' is 2D and has the axes 0 to 1"):
         make_trainer("mirror_axes=0x2", "2d")
+
+
+VARIANTS = "nnunetv2.training.nnUNetTrainer.variants"
+
+
+def test_an_assigned_network_replaces_that_of_the_base_trainer(make_trainer: MakeTrainer) -> None:
+    """nnUNetTrainerBN makes its network in a static method of its own and not from the plans' builder."""
+    base = f"{VARIANTS}.network_architecture.nnUNetTrainerBN:nnUNetTrainerBN"
+    trainer = make_trainer(TrainerConfig(name="t", base_trainer=base, network_builder=samples.build_with_width))
+    trainer.initialize()
+    assert isinstance(trainer.network, samples.TwoConvolutions)
+    assert trainer._checkpoint()["trainer_name"] == "nnUNetTrainer"
+
+
+def test_an_assigned_sampler_replaces_the_loaders_of_the_base_trainer(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(TrainerConfig(name="t", base_trainer=samples.WithOwnLoaders, sampler=samples.CountingLoader))
+    trainer.initialize()
+    train, _ = trainer.get_dataloaders()
+    assert isinstance(train.data_loader, samples.CountingLoader)
+
+
+def test_mirroring_over_transforms_that_do_not_mirror(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(
+        NnplugError, match="sets mirror_axes=0x1, and the training transforms of nnUNetTrainerNoDA do not"
+    ):
+        started(make_trainer("nnUNetTrainerNoDA+mirror_axes=0x1"))
 
 
 def test_a_part_against_what_the_base_trainer_overrides(make_trainer: MakeTrainer) -> None:
