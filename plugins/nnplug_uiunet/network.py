@@ -252,8 +252,6 @@ class _OutputCounter(TorchDispatchMode):
 
     _counted = (
         torch.ops.aten.convolution.default,
-        torch.ops.aten.upsample_bilinear2d.vec,
-        torch.ops.aten.upsample_trilinear3d.vec,
         torch.ops.aten.upsample_bilinear2d.default,
         torch.ops.aten.upsample_trilinear3d.default,
     )
