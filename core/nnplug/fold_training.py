@@ -115,6 +115,8 @@ def _run(job: FoldJob) -> None:
     trainer = _make_trainer(job, device)
     if job.mode == "restart":
         _set_aside(trainer, job)
+    elif trainer.local_rank == 0:
+        fold_folder.check_fold(job.fold_folder, trainer.fold_record())
     finished = _load(trainer, job)
     is_told = job.mode != "validate" and trainer.local_rank == 0
     if job.mode != "validate" and not finished:

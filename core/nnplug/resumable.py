@@ -72,13 +72,14 @@ class ResumableTrainer(CheckpointingTrainer):
     def _claim(self) -> None:
         if self.local_rank == 0:
             model_folder.claim(Path(self.output_folder_base), self.manifest)
-            fold_folder.claim_fold(Path(self.output_folder), self._fold_record())
+            fold_folder.claim_fold(Path(self.output_folder), self.fold_record())
             fingerprint = Path(self.preprocessed_dataset_folder_base, "dataset_fingerprint.json")
             shutil.copyfile(fingerprint, Path(self.output_folder_base, fingerprint.name))
         if self.is_ddp:
             dist.barrier()
 
-    def _fold_record(self) -> fold_folder.FoldRecord:
+    def fold_record(self) -> fold_folder.FoldRecord:
+        """What this run trains and validates on."""
         train, val = self.do_split()
         fingerprint = Path(self.preprocessed_dataset_folder_base, "dataset_fingerprint.json")
         digest = hashlib.sha256(fingerprint.read_bytes()).hexdigest()

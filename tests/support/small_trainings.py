@@ -1,0 +1,35 @@
+"""Trainings in the test's own process, short enough for unit tests: nothing is started but the training itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nnplug.training import train
+
+from support.datasets import DatasetForTests, _threads_for_processes
+
+SETTINGS = {
+    "num_epochs": 1,
+    "num_iterations_per_epoch": 1,
+    "num_val_iterations_per_epoch": 1,
+    # the plan's patch holds a whole image of tiny_dataset: the validation is one step a case
+    "mirror_axes": [],
+}
+
+
+def write_recipe(folder: Path, name: str = "loop", **settings: Any) -> Path:
+    """A trainer with a small network, one step in one epoch; ``settings`` replaces or adds numbers, words and lists."""
+    path = folder / f"{name}.toml"
+    lines = [f'name = "{name}"', *(f"{key} = {value}" for key, value in {**SETTINGS, **settings}.items())]
+    path.write_text("\n".join([*lines, "[plans.architecture.arch_kwargs]", "features_per_stage = [4, 8, 16]", ""]))
+    return path
+
+
+def train_here(
+    dataset: DatasetForTests, trainer: Any, *, configuration: str = "3d_fullres", folds: Any = 0, **arguments: Any
+) -> list[dict[str, Any]]:
+    """``nnplug.train`` on the CPU, with threads where nnU-Net's validation starts processes that import torch."""
+    trainer = str(trainer) if isinstance(trainer, Path) else trainer
+    with dataset.activated(), _threads_for_processes():
+        return train(dataset.id, configuration, folds, trainer, device="cpu", **arguments)
