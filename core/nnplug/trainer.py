@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, ClassVar
 from unittest.mock import patch as replaced
 
 import numpy as np
 import torch
-from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
@@ -28,15 +24,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnplug import losses, network
-from nnplug.checkpointing import overrides
 from nnplug.component import Component
+from nnplug.data_seams import DataSeams, saying_whose
 from nnplug.errors import NnplugError
-from nnplug.loaders import build_augmenters
 from nnplug.loss_contract import LossContext
 from nnplug.network import call_accepted
-from nnplug.references import describe, load
+from nnplug.references import load
 from nnplug.resolved import ResolvedConfig
-from nnplug.resumable import ResumableTrainer
 from nnplug.stock_names import ATTRIBUTES
 
 
@@ -53,7 +47,7 @@ def build_trainer_class(resolved: ResolvedConfig) -> type[nnUNetTrainer]:
     if resolved.config.network_builder is not None:
         # the plans name the builder, and a base trainer that makes the network itself would not look there
         attributes["build_network_architecture"] = staticmethod(nnUNetTrainer.build_network_architecture)
-    bases = (ConfiguredTrainer, ResumableTrainer) + (() if base is nnUNetTrainer else (base,))
+    bases = (ConfiguredTrainer,) if base is nnUNetTrainer else (ConfiguredTrainer, base)
     return type(resolved.name, bases, attributes)
 
 
@@ -68,14 +62,6 @@ def load_base_trainer(resolved: ResolvedConfig) -> type[nnUNetTrainer]:
     return base
 
 
-@contextmanager
-def _saying_whose(field: str, component: Component) -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise NnplugError(f"{field} {describe(component.target)} can not be made: {error}") from error
-
-
 def _transforms(component: Component) -> Callable[..., Any]:
     names = ("patch_size", "rotation_for_DA", "deep_supervision_scales", "mirror_axes", "do_dummy_2d_data_aug")
 
@@ -86,15 +72,13 @@ def _transforms(component: Component) -> Callable[..., Any]:
     return get_training_transforms
 
 
-class ConfiguredTrainer(nnUNetTrainer):
+class ConfiguredTrainer(DataSeams):
     """nnU-Net's trainer with the seams of a config. Made by :func:`build_trainer_class` only."""
 
     resolved: ClassVar[ResolvedConfig]
     base_trainer: ClassVar[type[nnUNetTrainer]]
     # declared without types by nnU-Net
-    oversample_foreground_percent: float
     enable_deep_supervision: bool
-    dataset_class: Any
 
     def __init__(
         self,
@@ -128,12 +112,6 @@ class ConfiguredTrainer(nnUNetTrainer):
         self._set_amp()
 
     # --- settings
-
-    def _match_oversampling(self) -> None:
-        """The share that nnU-Net's fixed oversampling has in a batch, as its probabilistic trainer computes it."""
-        batch_size = self.configuration_manager.batch_size
-        forced = batch_size - round(batch_size * (1 - self.oversample_foreground_percent))
-        self.oversample_foreground_percent = forced / batch_size
 
     def _check_mirror_axes(self) -> None:
         axes, dims = self.resolved.config.mirror_axes, len(self.configuration_manager.patch_size)
@@ -259,7 +237,7 @@ class ConfiguredTrainer(nnUNetTrainer):
             return super()._get_deep_supervision_scales()
         return network.supervision_scales(self.outputs, tuple(self.configuration_manager.patch_size))
 
-    # --- loss, optimiser, data
+    # --- loss, optimiser
 
     def _build_loss(self) -> nn.Module:
         scales = self._get_deep_supervision_scales()
@@ -293,109 +271,11 @@ class ConfiguredTrainer(nnUNetTrainer):
         else:
             make = load(config.optimizer.target, trusted=True)
             rates = {"lr": self.initial_lr, "weight_decay": self.weight_decay, **config.optimizer.kwargs}
-            with _saying_whose("optimizer", config.optimizer):
+            with saying_whose("optimizer", config.optimizer):
                 optimizer = make(self.network.parameters(), **rates)
         if config.lr_scheduler is None:
             return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
         offered = {"initial_lr": self.initial_lr, "num_epochs": self.num_epochs}
         make = load(config.lr_scheduler.target, trusted=True)
-        with _saying_whose("lr_scheduler", config.lr_scheduler):
+        with saying_whose("lr_scheduler", config.lr_scheduler):
             return optimizer, call_accepted(make, optimizer, offered=offered, **config.lr_scheduler.kwargs)
-
-    def _set_batch_size_and_oversample(self) -> None:
-        share = self.oversample_foreground_percent
-        super()._set_batch_size_and_oversample()
-        if self.probabilistic_oversampling:
-            self.oversample_foreground_percent = share
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
-        rotation, dummy_2d, initial_patch_size, axes = (
-            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
-        if self.resolved.config.mirror_axes is not None:
-            # nnU-Net's predictor reads None as "no mirroring" and crashes on an empty tuple
-            axes = self.resolved.config.mirror_axes or None
-            self.inference_allowed_mirroring_axes = axes
-        return rotation, dummy_2d, initial_patch_size, axes
-
-    def get_dataloaders(self) -> tuple[Any, Any]:
-        if overrides(self.base_trainer, "get_dataloaders") and self.resolved.config.sampler is None:
-            return super().get_dataloaders()
-        if self.dataset_class is None:
-            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
-        patch_size = self.configuration_manager.patch_size
-        scales = self._get_deep_supervision_scales()
-        labels = self.label_manager
-        rotation, dummy_2d, initial_patch_size, axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        common = {
-            "is_cascaded": self.is_cascaded,
-            "foreground_labels": labels.foreground_labels,
-            "regions": labels.foreground_regions if labels.has_regions else None,
-            "ignore_label": labels.ignore_label,
-        }
-        use_mask = self.configuration_manager.use_mask_for_norm
-        augment = self.get_training_transforms(
-            patch_size, rotation, scales, axes, dummy_2d, use_mask_for_norm=use_mask, **common
-        )
-        self._check_mirroring(augment)
-        augment = self._with_target_transform(augment, deep_supervision=scales is not None)
-        plain = self.get_validation_transforms(scales, **common)
-        cases_train, cases_val = self.get_tr_and_val_datasets()
-        train = self._loader(self._sampler(), cases_train, initial_patch_size, augment)
-        val = self._loader(nnUNetDataLoader, cases_val, patch_size, plain)
-        return build_augmenters(train, val, self.device, self.resolved.config.seed, self.local_rank, self.current_epoch)
-
-    def _check_mirroring(self, augment: Any) -> None:
-        """A class with transforms of its own may never mirror; prediction would, over axes never seen in training."""
-        axes, is_own = self.resolved.config.mirror_axes, overrides(self.base_trainer, "get_training_transforms")
-        if not axes or not is_own or self.resolved.config.training_transforms is not None:
-            return
-        if not any(isinstance(step, MirrorTransform) for step in getattr(augment, "transforms", [])):
-            raise NnplugError(
-                f"'{self.resolved.name}' sets mirror_axes={'x'.join(map(str, axes))}, and the training transforms of "
-                f"{self.base_trainer.__name__} do not mirror. Leave mirror_axes out, or set training_transforms."
-            )
-
-    def _with_target_transform(self, augment: Any, *, deep_supervision: bool) -> Any:
-        """The training transforms with what the loss wants beside its targets.
-
-        Those of validation stay as they are: nnU-Net's validation step reads the targets itself.
-        """
-        make = losses.target_transform_of(self.loss)
-        if make is None:
-            return augment
-        extended = losses.add_target_transform(augment, make(), deep_supervision=deep_supervision)
-        if extended is None:
-            self.print_to_log_file(
-                "The training transforms scale the targets in a way of their own: what the loss wants beside them is "
-                "computed in the training step and not by the data workers."
-            )
-            return augment
-        return extended
-
-    def _sampler(self) -> Callable[..., Any]:
-        component = self.resolved.config.sampler
-        if component is None:
-            return nnUNetDataLoader
-        make = load(component.target, trusted=True)
-        offered = {"log": self.print_to_log_file} if "log" in network.parameter_names(make) else {}
-
-        def build(*args: Any, **kwargs: Any) -> Any:
-            with _saying_whose("sampler", component):
-                return make(*args, **{**kwargs, **offered, **component.kwargs})
-
-        return build
-
-    def _loader(self, make: Callable[..., Any], cases: Any, patch_size: Any, transforms: Any) -> Any:
-        return make(
-            cases,
-            self.batch_size,
-            patch_size,
-            self.configuration_manager.patch_size,
-            self.label_manager,
-            oversample_foreground_percent=self.oversample_foreground_percent,
-            sampling_probabilities=None,
-            pad_sides=None,
-            transforms=transforms,
-            probabilistic_oversampling=self.probabilistic_oversampling,
-        )

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nnplug import NnplugError, demo_images
-from nnplug.demo import Demo, DemoSettings, run_demo
-from nnplug.demo_folder import STATE, DemoFolder, check_raw_dataset
-from nnplug.demo_held_out import HeldOutCase, choose_held_out, link_images
-from nnplug.demo_networks import count_parameters, smallest_network
-from nnplug.demo_report import draw_picture, mean_dice, mean_of_known, table_text
+from nnplug import NnplugError
+from nnplug.demo import images
+from nnplug.demo.folder import STATE, DemoFolder, check_raw_dataset
+from nnplug.demo.held_out import HeldOutCase, choose_held_out, link_images
+from nnplug.demo.networks import count_parameters, smallest_network
+from nnplug.demo.pipeline import Demo, DemoSettings, run_demo
+from nnplug.demo.report import draw_picture, mean_dice, mean_of_known, table_text
 from nnplug.network import configure_plans
 from nnplug.registry import get_registry
 from support import DatasetForTests
@@ -26,7 +27,7 @@ from support import DatasetForTests
 
 @pytest.fixture(scope="module")
 def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return demo_images.load_template()
+    return images.load_template()
 
 
 @pytest.mark.parametrize(
@@ -35,12 +36,12 @@ def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 )
 def test_the_larger_map_above_127_gives_the_label(grey: int, white: int, label: int) -> None:
     maps = [np.full((1, 1, 1), value, np.uint8) for value in (grey, white)]
-    assert demo_images.label_tissue(*maps).item() == label
+    assert images.label_tissue(*maps).item() == label
 
 
 def test_the_template_gives_39_blocks(template: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     image, labels, _ = template
-    blocks = demo_images.cut_blocks(labels)
+    blocks = images.cut_blocks(labels)
     assert len(blocks) == 39
     for block in blocks:
         assert image[block.region].shape == (40, 40, 40)
@@ -50,8 +51,8 @@ def test_the_template_gives_39_blocks(template: tuple[np.ndarray, np.ndarray, np
 def test_mirror_images_stay_on_one_side_of_every_split(template: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     image, labels, _ = template
     assert np.array_equal(image, image[::-1]), "the template is symmetric: this is why pairs are kept together"
-    blocks = demo_images.cut_blocks(labels)
-    held_out, splits = demo_images.split_blocks(blocks)
+    blocks = images.cut_blocks(labels)
+    held_out, splits = images.split_blocks(blocks)
     pair_of = {block.case: block.pair for block in blocks}
     trained = {case for split in splits for case in split["train"]}
     assert len(held_out) == 6
@@ -69,8 +70,8 @@ def test_the_raw_dataset_holds_the_template_unchanged(
     import nibabel
 
     image, labels, affine = template
-    folder = tmp_path / demo_images.DATASET_NAME
-    splits = demo_images.write_raw_dataset(folder)
+    folder = tmp_path / images.DATASET_NAME
+    splits = images.write_raw_dataset(folder)
     content = json.loads((folder / "dataset.json").read_text())
     files = sorted(folder.rglob("*_0000.nii.gz"))
     assert len(files) == 39
@@ -91,7 +92,7 @@ def test_the_raw_dataset_holds_the_template_unchanged(
 def test_missing_nilearn_is_said_with_the_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "nilearn", None)
     with pytest.raises(NnplugError, match=r"pip install 'nnplug\[demo\]'; or give your own data with --dataset FOLDER"):
-        demo_images.write_raw_dataset(tmp_path / "x")
+        images.write_raw_dataset(tmp_path / "x")
 
 
 # --- folder ----------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     # nnU-Net reads this when it is imported, and starts as many processes that each import torch
     os.environ.setdefault("nnUNet_def_n_proc", "2")
     with stdout_for_json(args.json):
-        from nnplug.demo import DemoSettings, run_demo
+        from nnplug.demo.pipeline import DemoSettings, run_demo
 
         settings = DemoSettings(
             output=args.output,

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.csv is not None:
         write_csv(history.rows, args.csv)
     if args.plot is not None:
-        from nnplug.history_plot import plot_history
+        from nnplug.history.plot import plot_history
 
         plot_history(history.rows, args.plot)
     if args.json:

@@ -17,7 +17,7 @@ from typing import Any
 
 from nnplug.atomic_file import replace_file
 from nnplug.errors import NnplugError
-from nnplug.history_log import LoggedEpoch, read_logs
+from nnplug.history.log import LoggedEpoch, read_logs
 from nnplug.json_files import read_json
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_previous.pth")

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnplug import demo_images
 from nnplug.datasets import read_json
-from nnplug.demo_folder import NUM_PROCESSES, DemoFolder, check_raw_dataset
-from nnplug.demo_held_out import HeldOutCase, choose_held_out, link_images
-from nnplug.demo_networks import count_parameters, smallest_network
-from nnplug.demo_report import draw_picture, mean_dice, table_text
+from nnplug.demo import images
+from nnplug.demo.folder import NUM_PROCESSES, DemoFolder, check_raw_dataset
+from nnplug.demo.held_out import HeldOutCase, choose_held_out, link_images
+from nnplug.demo.networks import count_parameters, smallest_network
+from nnplug.demo.report import draw_picture, mean_dice, table_text
 from nnplug.json_files import write_json
 from nnplug.registry import get_registry
 
@@ -88,7 +88,7 @@ def run_demo(settings: DemoSettings, say: Callable[[str], None] = print) -> dict
     for label in settings.trainers:
         get_registry().resolve(label)  # a mistake is told before anything is written
     source = None if settings.dataset is None else check_raw_dataset(settings.dataset)
-    name = demo_images.DATASET_NAME if source is None else source.name
+    name = images.DATASET_NAME if source is None else source.name
     demo = Demo(settings, DemoFolder(settings.output, name, source, say), source)
     with demo.folder.environment():
         demo.prepare_data()
@@ -193,7 +193,7 @@ class Demo:
 
     def _write_raw(self) -> None:
         if self.source is None:
-            splits = demo_images.write_raw_dataset(self.folder.raw)
+            splits = images.write_raw_dataset(self.folder.raw)
             self.folder.preprocessed.mkdir(exist_ok=True)
             write_json(self.folder.preprocessed / "splits_final.json", splits)
         elif not self.folder.raw.exists():

@@ -16,7 +16,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from nnplug.demo_held_out import HeldOutCase
+from nnplug.demo.held_out import HeldOutCase
 
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#f0e442")
 MAX_CASES_IN_PICTURE = 2
