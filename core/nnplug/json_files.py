@@ -23,6 +23,12 @@ def create_json(path: Path, content: Any) -> bool:
     return create_file(path, _encode(content))
 
 
+def keep_json(path: Path, content: Any) -> None:
+    """As ``write_json``, only if ``path`` does not hold ``content`` already."""
+    if not path.is_file() or path.read_bytes() != _encode(content):
+        write_json(path, content)
+
+
 def _encode(content: Any) -> bytes:
     return json.dumps(content, indent=4).encode()
 

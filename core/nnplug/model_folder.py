@@ -32,7 +32,7 @@ from nnplug.fold_folder import (
     set_aside,
     write_result,
 )
-from nnplug.json_files import as_plain_json, create_json, read_json
+from nnplug.json_files import as_plain_json, create_json, keep_json, read_json
 
 __all__ = [
     "MANIFEST_NAME",
@@ -165,15 +165,16 @@ def claim(folder: Path, manifest: Manifest) -> list[str]:
     """``check_claim``, then make ``folder`` belong to ``manifest``.
 
     Any number of processes may do this at once: the first one to write ``nnplug.json`` decides, the others compare.
-    ``plans.json`` and ``dataset.json`` are written where they are missing (nnU-Net rewrites them at its start).
+    ``plans.json`` and ``dataset.json`` become those of the manifest: a training that was killed early may have left
+    others, and prediction reads them.
     """
     folder = Path(folder)
     make_folder(folder)
     warnings = check_claim(folder, manifest)
     if not create_json(folder / MANIFEST_NAME, manifest.as_json()):
         warnings = check_claim(folder, manifest)
-    create_json(folder / "plans.json", manifest.plans)
-    create_json(folder / "dataset.json", manifest.dataset_json)
+    keep_json(folder / "plans.json", manifest.plans)
+    keep_json(folder / "dataset.json", manifest.dataset_json)
     return warnings
 
 

@@ -214,11 +214,14 @@ def test_claim_writes_what_nnunet_reads(tmp_path: Path) -> None:
     assert claim(folder, manifest()) == [], "the same again"
 
 
-def test_claim_leaves_files_that_are_there(tmp_path: Path) -> None:
+def test_claim_leaves_files_that_hold_what_they_should(tmp_path: Path) -> None:
     claim(tmp_path, manifest())
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     claim(tmp_path, manifest())
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    (tmp_path / "plans.json").write_text('{"edited": 1}')
+    claim(tmp_path, manifest())
+    assert json.loads((tmp_path / "plans.json").read_text()) == PLANS
 
 
 def test_check_claim_writes_nothing(tmp_path: Path) -> None:
@@ -272,9 +275,13 @@ def test_stock_run_is_taken_only_with_its_own_plans_and_dataset(tmp_path: Path) 
     assert Manifest.read(tmp_path) == manifest()
 
 
-def test_leftover_plans_without_a_checkpoint_do_not_hinder(tmp_path: Path) -> None:
+def test_leftovers_without_a_checkpoint_are_replaced(tmp_path: Path) -> None:
+    """As a stock training leaves them that was killed before its first checkpoint."""
     (tmp_path / "plans.json").write_text('{"old": 1}')
+    (tmp_path / "dataset.json").write_text('{"cut of')
     assert claim(tmp_path, manifest()) == []
+    assert json.loads((tmp_path / "plans.json").read_text()) == PLANS
+    assert json.loads((tmp_path / "dataset.json").read_text()) == DATASET
 
 
 def test_unwritable_results_folder_is_told(tmp_path: Path) -> None:
