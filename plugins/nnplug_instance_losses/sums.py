@@ -1,0 +1,257 @@
+"""Sums of probabilities over components and what is around them, with a gradient that takes one pass over the volume.
+
+Axis letters: B batch, C channels of the network, F foreground classes or regions (the last F of the C channels), N
+voxels, I channels with ids, K components of the batch (and a place for id 0 of every sample), V foreground voxels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+_BLOCK = 2**14
+_LEAST = torch.finfo(torch.float32).tiny  # of a probability, so that its logarithm is finite
+
+
+@dataclass(frozen=True)
+class Components:
+    """The components of a batch.
+
+    Attributes:
+        shape: (B, F, N).
+        voxels: (V,) places of the foreground voxels in a flat (B, F, N).
+        numbers: (V,) the component, 0..K-1, of each.
+        channels: (K,) b * F + f of each component.
+        sizes: (K,) voxels of each component, 0 where it has none (left) at this resolution.
+        first: for each sample, the place of its id 0, and K as the last.
+        cells: (B, F, N) the id of the cell, 0 for none; None where the surroundings are the whole background.
+        valid: (B, 1, N), False at ignored voxels; None where nothing is ignored.
+    """
+
+    shape: tuple[int, int, int]
+    voxels: torch.Tensor
+    numbers: torch.Tensor
+    channels: torch.Tensor
+    sizes: torch.Tensor
+    first: list[int]
+    cells: torch.Tensor | None
+    valid: torch.Tensor | None
+
+    def sum_around(self, values: torch.Tensor) -> torch.Tensor:
+        """Sums of (B, F, N) over what is around components: the background, (B, F), or each cell, (K,)."""
+        if self.cells is None:
+            return values.sum(2)
+        samples = []
+        for ids, channels, start, end in zip(self.cells, values, self.first, self.first[1:], strict=False):
+            pairs = zip(ids, channels, strict=True)
+            samples.append(sum(segment_sums(value, cell, end - start) for cell, value in pairs))
+        return torch.cat(samples)
+
+    def spread_around(self, around: torch.Tensor, background: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Give every voxel of ``out`` (B, F, N) the value of what it is summed into by :meth:`sum_around`, plus that
+        of the background (B, F)."""
+        if self.cells is None:
+            out[:] = (around + background)[:, :, None]
+            return out
+        for b, (start, end) in enumerate(zip(self.first, self.first[1:], strict=False)):
+            for f in range(self.shape[1]):
+                torch.index_select(around[start:end] + background[b, f], 0, self.cells[b, f], out=out[b, f])
+        return out
+
+    def of_components(self, around: torch.Tensor) -> torch.Tensor:
+        """(K,) what :meth:`sum_around` gives for each component."""
+        return around if self.cells is not None else around.flatten()[self.channels]
+
+    def sizes_around(self) -> torch.Tensor:
+        """(K,) voxels around each component."""
+        num_samples, _, num_voxels = self.shape
+        if self.cells is None:
+            counted = self.sizes.new_full((num_samples, 1), num_voxels) if self.valid is None else self.valid.sum(2)
+            return self.of_components(counted - self.sizes_of_channels())
+        pairs = zip(self.cells, self.first, self.first[1:], strict=False)
+        cells = [torch.bincount(ids.flatten(), minlength=end - start) for ids, start, end in pairs]
+        return torch.cat(cells) - self.sizes
+
+    def sizes_of_channels(self) -> torch.Tensor:
+        """(B, F) foreground voxels of each class or region."""
+        return self.sum_by_channel(self.sizes)
+
+    def sum_by_channel(self, values: torch.Tensor) -> torch.Tensor:
+        """Sums of (K,) by class or region, (B, F)."""
+        num_samples, num_classes, _ = self.shape
+        sums = values.new_zeros(num_samples * num_classes)
+        return sums.index_add(0, self.channels, values).view(num_samples, num_classes)
+
+    def remove_components(self, values: torch.Tensor) -> torch.Tensor:
+        """Set (B, F, N) to 0, in place, in each channel's own foreground and where voxels are ignored."""
+        values.view(-1).index_fill_(0, self.voxels, 0)
+        return values if self.valid is None else values.masked_fill_(~self.valid, 0)
+
+
+def find_components(target: torch.Tensor, ids: torch.Tensor, context: Any, *, cells: bool) -> Components:
+    """Bring a target and its ids into the form that sums are made from.
+
+    Args:
+        target: (B, 1, N) label values, or (B, F, N) regions (and the ignore channel).
+        ids: (B, I, N), see ``InstanceChannels.of_sample``.
+        context: the data set, a ``nnplug.LossContext``.
+        cells: the ids are those of cells.
+    """
+    num_samples, _, num_voxels = target.shape
+    valid = _valid(target, context)
+    if context.has_regions:
+        num_classes = context.num_classes
+        foreground = target[:, :num_classes] > 0
+        voxels = places = _places(foreground, valid)
+    else:
+        num_classes = context.num_classes - 1
+        places = _places(target > 0, valid)
+        classes = target.reshape(-1)[places].long() - 1
+        voxels = places + (places // num_voxels * (num_classes - 1) + classes) * num_voxels
+    tops = (ids.flatten(1).amax(1) + 1).tolist()
+    first = [sum(tops[:b]) for b in range(num_samples + 1)]
+    starts = torch.tensor(first[:-1], device=ids.device)
+    own = ids.reshape(-1)[voxels if ids.shape[1] == num_classes else places]
+    numbers = own + starts[voxels // (num_classes * num_voxels)]
+    sizes = torch.bincount(numbers, minlength=first[-1])
+    sizes[starts] = 0
+    channels = torch.zeros_like(sizes)
+    channels[numbers] = voxels // num_voxels
+    shape = (num_samples, num_classes, num_voxels)
+    return Components(shape, voxels, numbers, channels, sizes, first, ids if cells else None, valid)
+
+
+def _valid(target: torch.Tensor, context: Any) -> torch.Tensor | None:
+    if context.ignore_label is None:
+        return None
+    return target[:, -1:] == 0 if context.has_regions else target != context.ignore_label
+
+
+def _places(foreground: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    counted = foreground if valid is None else foreground & valid
+    return counted.flatten().nonzero()[:, 0]
+
+
+def segment_sums(values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
+    """Sum ``values`` (n,) with the same number in ``segments`` (n,).
+
+    In blocks: added one by one, two million float32 values are off by per cents.
+    """
+    length = max(_BLOCK, num_segments)
+    blocks = zip(values.split(length), segments.split(length), strict=True)
+    return torch.stack([value.new_zeros(num_segments).index_add_(0, part, value) for value, part in blocks]).sum(0)
+
+
+class Sums(NamedTuple):
+    """What the losses are made from; all but ``background`` may be of cross-entropy as well as of probability.
+
+    Attributes:
+        inside: (K,) over each component.
+        background: (B, F) over what is not ignored and not of the class.
+        around: (B, F) the same, or (K,) over the component's cell without the component.
+        inside_ce, around_ce: the same of the one-vs-rest cross-entropy; None where it is not wanted.
+    """
+
+    inside: torch.Tensor
+    background: torch.Tensor
+    around: torch.Tensor
+    inside_ce: torch.Tensor | None
+    around_ce: torch.Tensor | None
+
+
+class _Sum(torch.autograd.Function):
+    """Sums of probabilities (B, C, N) and of their cross-entropy, see :class:`Sums`.
+
+    ``opposite`` (B, F, N) is 1 - probability where the C channels are independent (regions), None where they sum to 1.
+    Neither is computed as a difference, which would lose the digits that the cross-entropy needs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        probabilities: torch.Tensor,
+        opposite: torch.Tensor | None,
+        components: Components,
+        cross_entropy: bool,
+    ) -> tuple[torch.Tensor | None, ...]:
+        ctx.components, ctx.cross_entropy = components, cross_entropy
+        num_classes, num_components = components.shape[1], components.first[-1]
+        rest = probabilities[:, -num_classes:].clone(memory_format=torch.contiguous_format)
+        values = rest.view(-1)[components.voxels]
+        ctx.save_for_backward(probabilities, opposite, values)
+        components.remove_components(rest)
+        inside = segment_sums(values, components.numbers, num_components)
+        background, around = rest.sum(2), components.sum_around(rest)
+        if not cross_entropy:
+            return inside, background, around, None, None
+        surprise = values.clamp(min=_LEAST).log_().neg_()
+        inside_ce = segment_sums(surprise, components.numbers, num_components)
+        torch.clamp(_others(probabilities, opposite, num_classes), min=_LEAST, out=rest)
+        components.remove_components(rest.log_().neg_())
+        return inside, background, around, inside_ce, components.sum_around(rest)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inside, background, around, inside_ce, around_ce = grads
+        components: Components = ctx.components
+        probabilities, opposite, values = ctx.saved_tensors
+        num_classes = components.shape[1]
+        grad = torch.empty_like(probabilities, memory_format=torch.contiguous_format)
+        grad[:, :-num_classes] = 0
+        own, grad_opposite = grad[:, -num_classes:], None
+        components.spread_around(around, background, own)
+        at_voxels = inside[components.numbers]
+        if ctx.cross_entropy:
+            at_voxels -= inside_ce[components.numbers] / values.clamp(min=_LEAST)
+        grad.view(-1)[_in_all_channels(components, grad.shape[1])] = at_voxels
+        if ctx.cross_entropy:
+            # of -log(1 - p): divided by a sum of others, of each of which it is the negative gradient
+            others = _others(probabilities, opposite, num_classes).clamp(min=_LEAST)
+            weight = components.spread_around(around_ce, torch.zeros_like(background), torch.empty_like(others))
+            weight = components.remove_components(weight).div_(others)
+            if opposite is not None:
+                grad_opposite = weight.neg_()
+            elif num_classes == 1:
+                grad[:, :1] -= weight
+            else:
+                grad -= weight.sum(1, keepdim=True)
+                own += weight
+        if components.valid is not None:
+            grad.masked_fill_(~components.valid, 0)
+        return grad, grad_opposite, None, None
+
+
+def _others(probabilities: torch.Tensor, opposite: torch.Tensor | None, num_classes: int) -> torch.Tensor:
+    """1 - probability of each foreground class, (B, F, N)."""
+    if opposite is not None:
+        return opposite
+    first = probabilities.shape[1] - num_classes
+    if num_classes == 1:
+        return probabilities[:, :1]
+    sums = [
+        probabilities[:, :c].sum(1) + probabilities[:, c + 1 :].sum(1) for c in range(first, probabilities.shape[1])
+    ]
+    return torch.stack(sums, dim=1)
+
+
+def _in_all_channels(components: Components, num_channels: int) -> torch.Tensor:
+    """Places of the foreground voxels in a flat (B, C, N) instead of (B, F, N)."""
+    _, num_classes, num_voxels = components.shape
+    samples = components.voxels // (num_classes * num_voxels)
+    return components.voxels + (samples + 1) * ((num_channels - num_classes) * num_voxels)
+
+
+def sum_components(
+    probabilities: torch.Tensor, opposite: torch.Tensor | None, components: Components, *, cross_entropy: bool
+) -> Sums:
+    """Sums over the components of a batch and what is around them.
+
+    Args:
+        probabilities: (B, C, N).
+        opposite: (B, F, N), 1 - probability, where the channels are independent; None where they sum to 1.
+        components: where the components are.
+        cross_entropy: the sums of the cross-entropy too.
+    """
+    return Sums(*_Sum.apply(probabilities, opposite, components, cross_entropy))
