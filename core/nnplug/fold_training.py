@@ -24,7 +24,6 @@ from nnplug.errors import NnplugError
 from nnplug.hookspecs import call_lifecycle
 from nnplug.interrupts import TrainingInterrupted
 from nnplug.portability import stock_prediction_obstacle
-from nnplug.registry import get_registry
 from nnplug.resolved import ResolvedConfig
 from nnplug.results import fold_result
 from nnplug.trainer import build_trainer_class
@@ -32,10 +31,10 @@ from nnplug.trainer import build_trainer_class
 
 @dataclass(frozen=True, kw_only=True)
 class FoldJob:
-    """Everything one fold needs. Plain values, so that it can be sent to the processes of DDP.
+    """Everything one fold needs. It can be sent to the processes of DDP, unless the trainer holds what can not.
 
     Attributes:
-        trainer: ``-tr`` text, or a :class:`TrainerConfig` (one process only where it holds what can not be pickled).
+        trainer: decided once for all folds and processes, whatever happens to its recipe's file meanwhile.
         plans: the plans as read from JSON.
         fold: its number, or ``"all"`` for one model on every case.
         model_folder: ``DatasetXXX_Name/trainer__plans__configuration``.
@@ -43,7 +42,7 @@ class FoldJob:
         num_processes: processes of DDP; 1 trains in this process.
     """
 
-    trainer: Any
+    trainer: ResolvedConfig
     plans: dict[str, Any]
     dataset_json: dict[str, Any]
     configuration: str
@@ -57,7 +56,6 @@ class FoldJob:
     disable_checkpointing: bool = False
     pretrained_weights: Path | None = None
     previous_stage_folder: Path | None = None
-    trust_code: bool = False
     trust_checkpoint: bool = False
 
     @property
@@ -149,8 +147,7 @@ def _run(job: FoldJob) -> None:
 
 
 def _make_trainer(job: FoldJob, device: torch.device) -> Any:
-    resolved = _resolve(job)
-    trainer_class = build_trainer_class(resolved)
+    trainer_class = build_trainer_class(job.trainer)
     plans = {**job.plans, "continue_training": job.mode == "continue"}
     trainer = trainer_class(plans, job.configuration, job.fold, job.dataset_json, device)
     trainer.disable_checkpointing = trainer.disable_checkpointing or job.disable_checkpointing
@@ -169,10 +166,6 @@ def _set_aside(trainer: Any, job: FoldJob) -> None:
         print(f"nnplug: the earlier training was set aside in {kept}")
     if trainer.is_ddp:
         dist.barrier()
-
-
-def _resolve(job: FoldJob) -> ResolvedConfig:
-    return get_registry().resolve(job.trainer, trust_code=job.trust_code)
 
 
 def _load(trainer: Any, job: FoldJob) -> bool:

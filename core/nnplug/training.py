@@ -101,7 +101,7 @@ def train(
     done = []
     for fold in ["all"] if all_data else choose_folds(folds, folder, on_message):
         job = FoldJob(
-            trainer=trainer,
+            trainer=resolved,
             plans=plans_json,
             dataset_json=dataset_json,
             configuration=configuration,
@@ -115,7 +115,6 @@ def train(
             disable_checkpointing=disable_checkpointing,
             pretrained_weights=Path(pretrained_weights) if pretrained_weights is not None else None,
             previous_stage_folder=previous,
-            trust_code=trust_code,
             trust_checkpoint=trust_checkpoint,
         )
         done.append(train_fold(job))

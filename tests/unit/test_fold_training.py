@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
-from nnplug import NnplugError
+from nnplug import NnplugError, training
+from nnplug.fold_training import FoldJob, train_fold
 from support.datasets import DatasetForTests
 from support.small_trainings import train_here, write_recipe
 
@@ -37,3 +40,23 @@ def test_a_finished_fold_is_not_validated_on_another_split(private: DatasetForTe
         with pytest.raises(NnplugError, match=r"was trained on other data: .* left training; .* joined training"):
             train_here(private, recipe, **{mode: True})
     assert (fold_folder(private) / "nnplug_result.json").read_text() == result
+
+
+def test_a_recipe_that_is_edited_meanwhile_changes_no_later_fold(
+    tiny_dataset: DatasetForTests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(tmp_path)
+    jobs: list[FoldJob] = []
+
+    def train_and_edit(job: FoldJob) -> dict[str, Any]:
+        result = train_fold(job)
+        write_recipe(tmp_path, initial_lr=0.5)
+        jobs.append(job)
+        return result
+
+    monkeypatch.setattr(training, "train_fold", train_and_edit)
+    first, second = train_here(tiny_dataset, recipe, folds=[0, 1])
+
+    assert first["model_path"] == second["model_path"]
+    assert len(list(tiny_dataset.results_folder.iterdir())) == 1
+    assert pickle.loads(pickle.dumps(jobs[1])) == jobs[1]  # as it goes to the processes of DDP
