@@ -37,6 +37,12 @@ def builds(subject: Subject) -> str | None:
     return _adapted(subject)
 
 
+def builds_dry(subject: Subject) -> str | None:
+    """The trainer builds its network for the plan, and the network takes a patch and returns raw logits of its size."""
+    assert subject.planned.outputs is not None
+    return _adapted(subject)
+
+
 def outputs(subject: Subject) -> str | None:
     """One tensor of the patch's size without deep supervision; a list with the full resolution first with it, the same
     however often it is switched, in training and in evaluation mode; targets have the sizes of the outputs."""
@@ -45,9 +51,10 @@ def outputs(subject: Subject) -> str | None:
     sizes, is_list = list(trainer.outputs.sizes), trainer.outputs.is_list
     with torch.device("meta"):
         built_off = trainer.build_for(patch, False)
-    for network, built in ((subject.network, "with"), (built_off, "without")):
+    switches = ((True, True), (False, False), (True, False), (False, True))
+    for network, built, tried in ((subject.network, "with", switches), (built_off, "without", switches[:2])):
         followed = _Followed(network, subject)
-        for is_on, training in ((True, True), (False, False), (True, False), (False, True)):
+        for is_on, training in tried:
             found, found_list = followed.sizes(is_on, training)
             expected, expected_list = (sizes, is_list) if is_on else ([patch], False)
             if (found, found_list) != (expected, expected_list):
@@ -86,8 +93,8 @@ def finite(subject: Subject) -> None:
     """Outputs and gradients are finite numbers in training mode, and outputs are in evaluation mode."""
     step = subject.step()
     _check_finite(subject, step.outputs, "training")
-    for name, gradient in step.gradients.items():
-        if gradient is not None and not torch.isfinite(gradient).all():
+    for name, is_finite in step.gradients.items():
+        if is_finite is False:
             raise CheckFailed("finite gradients", f"NaN or infinite ones of {name}", subject.where("network_builder"))
     with torch.no_grad():
         evaluated = subject.prepared_network(training=False, deep_supervision=False)(subject.images())
@@ -109,7 +116,7 @@ def raw_logits(subject: Subject) -> None:
 
 def gradients(subject: Subject) -> None:
     """Every trainable parameter gets a gradient; one without stops training on several GPUs."""
-    missing = [name for name, gradient in subject.step().gradients.items() if gradient is None]
+    missing = [name for name, is_finite in subject.step().gradients.items() if is_finite is None]
     if missing:
         raise CheckFailed(
             "a gradient for every trainable parameter",
@@ -255,6 +262,8 @@ ON_ONE_PLAN = {
 }
 
 
+#: On data that change no more than numbers of channels.
+ON_OTHER_DATA = {"builds": builds_dry}
 #: On the plans of real size.
 ON_REFERENCE_PLANS = {"costs": costs, "step_time": step_time}
 

@@ -37,22 +37,24 @@ class Draw:
     labels: np.ndarray
 
 
-def draws(subject: Subject, number: int) -> Iterator[Draw]:
-    """Patches that the trainer's sampler cuts, without augmentation."""
+def draws(subject: Subject, number: int) -> list[Draw]:
+    """Patches that the trainer's sampler cuts, without augmentation; cut once for a subject."""
+    if "draws" not in subject.kept:
+        subject.kept["draws"] = list(_draw(subject, number))
+    return subject.kept["draws"]
+
+
+def _draw(subject: Subject, number: int) -> Iterator[Draw]:
     trainer = subject.trainer
     folder = Path(trainer.preprocessed_dataset_folder_base, f"positions_{subject.case.name}_{_text(subject.patch)}")
-    shape = _image_shape(subject.patch)
-    labels = _write_cases(subject, folder, shape)
-    dataset = nnUNetDatasetBlosc2(str(folder), list(CASES))
+    labels = _write_cases(subject, folder, _image_shape(subject.patch))
     initial = [side + MARGIN for side in subject.patch]
-    loader = trainer._loader(trainer._sampler(), dataset, initial, None)
+    loader = trainer._loader(trainer._sampler(), nnUNetDatasetBlosc2(str(folder), list(CASES)), initial, None)
     middle = tuple(slice(MARGIN // 2, -MARGIN // 2) for _ in initial)
-    drawn = 0
-    while drawn < number:
+    for _ in range(-(-number // trainer.batch_size)):
         batch = next(loader)
         for codes, segmentation in zip(batch["data"][:, 0], batch["target"][:, 0], strict=True):
             yield Draw(codes.numpy()[middle], segmentation.numpy()[middle], labels)
-            drawn += 1
 
 
 def _image_shape(patch: tuple[int, ...]) -> tuple[int, ...]:

@@ -33,12 +33,12 @@ class Step:
 
     Attributes:
         outputs: of the network, full resolution first.
-        gradients: by name of the trainable parameter, None where it got none.
+        gradients: by name of the trainable parameter, whether its gradient is finite; None where it got none.
         seconds: of both passes.
     """
 
     outputs: list[torch.Tensor]
-    gradients: dict[str, torch.Tensor | None]
+    gradients: dict[str, bool | None]
     seconds: float
 
 
@@ -51,6 +51,7 @@ class Subject:
 
     Attributes:
         adapted_patch: the size that nnplug proposed, where the network does not take the plan's patch.
+        kept: what checks have found out and others need as well.
     """
 
     def __init__(self, resolved: ResolvedConfig, case: PlanCase) -> None:
@@ -60,6 +61,7 @@ class Subject:
         self._results = tempfile.TemporaryDirectory(prefix="nnplug-check-results-", ignore_cleanup_errors=True)
         self._failure: BaseException | None = None
         self._steps: dict[int, Step] = {}
+        self.kept: dict[str, Any] = {}
 
     @property
     def results(self) -> Path:
@@ -149,7 +151,11 @@ class Subject:
             outputs = as_list(network(images))
             probe(outputs).backward()
             seconds = perf_counter() - started
-            gradients = {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
+            gradients = {
+                name: None if parameter.grad is None else bool(torch.isfinite(parameter.grad).all())
+                for name, parameter in network.named_parameters()
+                if parameter.requires_grad
+            }
             self._steps[batch_size] = Step([output.detach() for output in outputs], gradients, seconds)
             network.zero_grad(set_to_none=True)
         return self._steps[batch_size]

@@ -105,7 +105,7 @@ def annotated_voxels(subject: Subject) -> None:
     """With an ignore label every patch holds annotated voxels, so that no step is wasted."""
     without = [draw for draw in draws(subject, NUM_DRAWS) if (draw.segmentation == IGNORE_LABEL).all()]
     if without:
-        share = len(without) / NUM_DRAWS
+        share = len(without) / len(draws(subject, NUM_DRAWS))
         raise CheckFailed("annotated voxels in every patch", f"none in {share:.0%}", subject.where("sampler"))
 
 
