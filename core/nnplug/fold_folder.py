@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,47 +25,64 @@ _ORPHANS_MAY_TAKE_S = 30.0
 
 @dataclass(frozen=True)
 class FoldRecord:
-    """What one fold is trained on: case identifiers, and a hash of the data set fingerprint."""
+    """What one fold is trained on.
+
+    Attributes:
+        train, val: case identifiers.
+        fingerprint_hash: SHA-256 of the data set fingerprint.
+        pretrained_weights: SHA-256 of the checkpoint that the training starts from, None without.
+    """
 
     train: list[str]
     val: list[str]
     fingerprint_hash: str
+    pretrained_weights: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return {"train": sorted(self.train), "val": sorted(self.val), "fingerprint_hash": self.fingerprint_hash}
+        return {**asdict(self), "train": sorted(self.train), "val": sorted(self.val)}
 
 
 def check_fold(fold_folder: Path, record: FoldRecord) -> None:
-    """Check that ``fold_folder`` was trained with this split and data.
+    """Check that ``fold_folder`` was trained with this split, data and weights.
 
-    A fold without a record (stock nnU-Net's) or without a checkpoint is accepted.
+    A fold without a checkpoint is free; of one without a record (stock nnU-Net's) only the weights are refused.
 
     Raises:
         NnplugError: with the cases that moved, or that the data changed.
     """
     fold_folder = Path(fold_folder)
-    old = read_json(fold_folder / FOLD_RECORD_NAME)
-    if old is None or not has_checkpoints(fold_folder):
+    if not has_checkpoints(fold_folder):
         return
+    now = record.as_json()
+    old = read_json(fold_folder / FOLD_RECORD_NAME) or {**now, "pretrained_weights": None}
     found = []
-    for part, now in (("training", set(record.train)), ("validation", set(record.val))):
-        before = set(old.get("train" if part == "training" else "val", ()))
-        found += [f"{_cases(before - now)} left {part}"] if before - now else []
-        found += [f"{_cases(now - before)} joined {part}"] if now - before else []
+    for key, part in (("train", "training"), ("val", "validation")):
+        left, joined = set(old.get(key, ())) - set(now[key]), set(now[key]) - set(old.get(key, ()))
+        found += [f"{_cases(left)} left {part}"] if left else []
+        found += [f"{_cases(joined)} joined {part}"] if joined else []
     if old.get("fingerprint_hash") != record.fingerprint_hash:
         found.append("the data set's fingerprint is another one")
+    if record.pretrained_weights not in (None, old.get("pretrained_weights")):
+        found.append("it did not start from these pretrained weights")
     if found:
         raise NnplugError(
             f"{fold_folder} was trained on other data: {'; '.join(found)}. "
-            "Restore the splits file and the preprocessed data, or start anew with --restart."
+            "Restore the splits, data and options that it began with, or start anew with --restart."
         )
 
 
 def claim_fold(fold_folder: Path, record: FoldRecord) -> None:
-    """``check_fold``, then keep ``record`` in ``nnplug_fold.json``."""
+    """``check_fold``, then keep ``record`` in ``nnplug_fold.json`` until there is a checkpoint, and from then on."""
     make_folder(Path(fold_folder))
     check_fold(fold_folder, record)
-    write_json(Path(fold_folder) / FOLD_RECORD_NAME, record.as_json())
+    path = Path(fold_folder) / FOLD_RECORD_NAME
+    if not (path.exists() and has_checkpoints(fold_folder)):
+        write_json(path, record.as_json())
+
+
+def begins_with_weights(fold_folder: Path) -> bool:
+    """Whether the training that was begun in ``fold_folder`` starts from pretrained weights."""
+    return (read_json(fold_folder / FOLD_RECORD_NAME) or {}).get("pretrained_weights") is not None
 
 
 def write_result(fold_folder: Path, result: Mapping[str, Any]) -> Path:

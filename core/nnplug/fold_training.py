@@ -117,7 +117,7 @@ def _run(job: FoldJob) -> None:
         fold_folder.check_fold(job.fold_folder, trainer.fold_record())
     finished = _load(trainer, job)
     is_told = job.mode != "validate" and trainer.local_rank == 0
-    if job.mode != "validate" and not finished:
+    if not finished:
         trainer.run_training()
     elif is_told:
         call_lifecycle("train_start", run=trainer.describe_run())
@@ -152,6 +152,7 @@ def _make_trainer(job: FoldJob, device: torch.device) -> Any:
     trainer = trainer_class(plans, job.configuration, job.fold, job.dataset_json, device)
     trainer.disable_checkpointing = trainer.disable_checkpointing or job.disable_checkpointing
     trainer.trust_checkpoint = job.trust_checkpoint
+    trainer.pretrained_weights = job.pretrained_weights
     if job.previous_stage_folder is not None:
         trainer.folder_with_segs_from_previous_stage = str(job.previous_stage_folder)
     return trainer
@@ -172,20 +173,30 @@ def _load(trainer: Any, job: FoldJob) -> bool:
     """Load what the job continues from; True where its training is finished already."""
     if job.mode == "validate":
         trainer.load_checkpoint(str(job.fold_folder / (BEST if job.validate_best else FINAL)))
-    elif job.mode == "continue":
-        if not _checkpoints(job.fold_folder):
-            print(f"nnplug: {job.fold_folder} has no checkpoint to continue from; starting a new training.")
-            return False
+        return True
+    if job.mode == "continue" and _checkpoints(job.fold_folder):
         path, checkpoint, messages = find_resumable(job.fold_folder, trust_checkpoint=job.trust_checkpoint)
         for message in messages:
             print(f"nnplug: {message}")
         trainer.resume(path, checkpoint)
         trainer.print_to_log_file(f"Continuing from {path.name} at epoch {trainer.current_epoch}.")
         return path.name == FINAL and trainer.current_epoch >= trainer.num_epochs
-    elif job.pretrained_weights is not None:
+    if job.mode == "continue":
+        _begin_again(job)
+    if job.pretrained_weights is not None:
         trainer.initialize()
         load_pretrained(trainer.bare_network(), job.pretrained_weights, trust_checkpoint=job.trust_checkpoint)
+        trainer.print_to_log_file(f"Starting from the weights of {job.pretrained_weights}.")
     return False
+
+
+def _begin_again(job: FoldJob) -> None:
+    if job.pretrained_weights is None and fold_folder.begins_with_weights(job.fold_folder):
+        raise NnplugError(
+            f"{job.fold_folder} has no checkpoint yet, and its training began with pretrained weights (its log names "
+            "the file). Give -pretrained_weights again, or leave out --c to begin without them."
+        )
+    print(f"nnplug: {job.fold_folder} has no checkpoint to continue from; starting a new training.")
 
 
 def load_pretrained(network: torch.nn.Module, path: Path, *, trust_checkpoint: bool = False) -> None:

@@ -38,8 +38,15 @@ def is_verbose() -> bool:
     return os.environ.get("nnUNet_verbose", "0").lower() in ("1", "true", "t")
 
 
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class ResumableTrainer(CheckpointingTrainer):
     """The bookkeeping half of a trainer made by :func:`nnplug.trainer.build_trainer_class`."""
+
+    pretrained_weights: Path | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._is_quiet = False
@@ -81,9 +88,12 @@ class ResumableTrainer(CheckpointingTrainer):
     def fold_record(self) -> fold_folder.FoldRecord:
         """What this run trains and validates on."""
         train, val = self.do_split()
-        fingerprint = Path(self.preprocessed_dataset_folder_base, "dataset_fingerprint.json")
-        digest = hashlib.sha256(fingerprint.read_bytes()).hexdigest()
-        return fold_folder.FoldRecord(train=[*map(str, train)], val=[*map(str, val)], fingerprint_hash=digest)
+        return fold_folder.FoldRecord(
+            train=[*map(str, train)],
+            val=[*map(str, val)],
+            fingerprint_hash=_hash(Path(self.preprocessed_dataset_folder_base, "dataset_fingerprint.json")),
+            pretrained_weights=_hash(self.pretrained_weights) if self.pretrained_weights else None,
+        )
 
     # --- the run
 

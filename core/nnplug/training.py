@@ -57,7 +57,7 @@ def train(
         validation_only, val_best: only validate; validate the best checkpoint instead of the final one.
         npz: save probabilities of the validation (nnU-Net's find_best needs them).
         disable_checkpointing: write no checkpoints.
-        pretrained_weights: checkpoint to start from.
+        pretrained_weights: checkpoint to start from; with ``continue_training`` only where there is none of the fold.
         prev_stage_trainer, prev_stage_predictions: where a cascade takes the first stage's segmentations from.
         trust_code, trust_checkpoint: allow code from elsewhere; see the documentation.
         on_message: receives what ``folds="all"`` was taken for.
@@ -75,8 +75,11 @@ def train(
         raise NnplugError("--c, --restart and --val exclude each other. Give one of them.")
     if val_best and disable_checkpointing:
         raise NnplugError("--val_best needs checkpoints, and --disable_checkpointing writes none.")
-    if pretrained_weights is not None and (continue_training or validation_only):
-        raise NnplugError("-pretrained_weights only starts a new training; it goes with neither --c nor --val.")
+    weights = Path(pretrained_weights).absolute() if pretrained_weights is not None else None
+    if weights is not None and validation_only:
+        raise NnplugError("-pretrained_weights starts a training, and --val only validates. Give one of them.")
+    if weights is not None and not weights.is_file():
+        raise NnplugError(f"There is no file {weights} for -pretrained_weights.")
     resolved = get_registry().resolve(trainer, trust_code=trust_code)
     results = environment_folder("nnUNet_results")
     name = find_dataset(dataset)
@@ -113,7 +116,7 @@ def train(
             save_probabilities=npz,
             validate_best=val_best,
             disable_checkpointing=disable_checkpointing,
-            pretrained_weights=Path(pretrained_weights) if pretrained_weights is not None else None,
+            pretrained_weights=weights,
             previous_stage_folder=previous,
             trust_checkpoint=trust_checkpoint,
         )

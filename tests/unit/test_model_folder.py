@@ -22,6 +22,7 @@ from nnplug.differences import list_differences
 from nnplug.errors import NnplugError
 from nnplug.fold_folder import (
     FoldRecord,
+    begins_with_weights,
     check_fold,
     claim_fold,
     fold_lock,
@@ -358,6 +359,7 @@ def test_fold_accepts_its_own_split_in_any_order(tmp_path: Path) -> None:
         "train": ["c1", "c2", "c3"],
         "val": ["c4"],
         "fingerprint_hash": "f",
+        "pretrained_weights": None,
     }
 
 
@@ -371,8 +373,23 @@ def test_other_split_or_data_is_refused_with_the_cases(tmp_path: Path) -> None:
         assert str(caught.value) == (
             f"{fold} was trained on other data: c2, c3 left training; c4 joined training; c4 left validation; "
             "c2, c5, c6, c7 and 2 more cases joined validation; the data set's fingerprint is another one. "
-            "Restore the splits file and the preprocessed data, or start anew with --restart."
+            "Restore the splits, data and options that it began with, or start anew with --restart."
         )
+
+
+def test_pretrained_weights_are_remembered_and_compared(tmp_path: Path) -> None:
+    fold = tmp_path / "fold_0"
+    claim_fold(fold, record(pretrained_weights="w"))
+    assert begins_with_weights(fold)
+    (fold / "checkpoint_latest.pth").touch()
+    claim_fold(fold, record(pretrained_weights="w"))
+    claim_fold(fold, record())  # the checkpoint holds what came of them
+    assert begins_with_weights(fold)
+    with pytest.raises(NnplugError, match=r"on other data: it did not start from these pretrained weights\. Restore"):
+        check_fold(fold, record(pretrained_weights="others"))
+    (fold / "nnplug_fold.json").unlink()
+    with pytest.raises(NnplugError, match="it did not start from these pretrained weights"):
+        check_fold(fold, record(pretrained_weights="w"))
 
 
 def test_fold_without_a_checkpoint_or_a_record_is_free(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def test_results_folder_without_permission(
     [
         ({"continue_training": True, "restart": True}, "--c, --restart and --val exclude each other"),
         ({"val_best": True, "disable_checkpointing": True}, "--val_best needs checkpoints"),
-        ({"pretrained_weights": "x.pth", "continue_training": True}, "-pretrained_weights only starts a new training"),
+        ({"pretrained_weights": "x.pth", "validation_only": True}, "-pretrained_weights starts a training, and --val"),
+        ({"pretrained_weights": "x.pth"}, "There is no file .*x.pth for -pretrained_weights"),
         ({"prev_stage_trainer": "dice_loss"}, "'2d' is no cascade: it takes no previous stage"),
         ({"validation_only": True}, "has no checkpoint_final.pth: --val needs a finished training"),
         ({"num_gpus": 0}, "-num_gpus must be at least 1, got 0"),
