@@ -103,7 +103,10 @@ def make_loss(loss_fn: Component | Callable[..., Any], context: LossContext) -> 
         if _is_loss_function(target):
             loss = partial(target, **loss_fn.kwargs) if loss_fn.kwargs else target
         else:
-            loss = call_accepted(target, offered={"context": context}, **loss_fn.kwargs)
+            # a module without an __init__ of its own only seems to take everything
+            takes_nothing = getattr(target, "__init__", None) is nn.Module.__init__
+            offered = {} if takes_nothing else {"context": context}
+            loss = call_accepted(target, offered=offered, **loss_fn.kwargs)
     except TypeError as error:
         raise NnplugError(f"loss_fn {describe(loss_fn)} can not be made: {error}.") from error
     if not callable(loss):

@@ -40,7 +40,7 @@ class InstanceLoss(nn.Module):
         connectivity: ``"full"``: voxels that touch at a corner are connected (8 neighbours in 2D, 26 in 3D);
             ``"face"``: only those that share a face (4, 6).
         deep_supervision: ``"all"``: the components' loss at every output with nnU-Net's weights, where a component
-            counts as long as voxels of it are left; ``"full_resolution"``: only at the first output, with weight 1.
+            counts as long as voxels of it are left; ``"full"``: only at the first output, with weight 1.
 
     Raises:
         NnplugError: a setting is out of range, or the data set has no foreground.
@@ -63,7 +63,7 @@ class InstanceLoss(nn.Module):
             _require(is_number and weight >= 0, f"loss_fn.{name}: expected a number >= 0, got {weight!r}.")
         _require(weight_global + weight_instance > 0, "loss_fn: weight_global and weight_instance are both 0.")
         _require_one_of("connectivity", connectivity, tuple(CONNECTIVITY))
-        _require_one_of("deep_supervision", deep_supervision, ("all", "full_resolution"))
+        _require_one_of("deep_supervision", deep_supervision, ("all", "full"))
         _require(
             context.has_regions or context.num_classes > 1, "loss_fn: the data set has no label but the background."
         )

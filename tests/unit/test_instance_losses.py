@@ -354,7 +354,7 @@ def test_outputs_are_weighted_as_nnunet_weights_them(loss: type[InstanceLoss], k
     assert loss(context)(outputs, targets).item() == pytest.approx(0.6 * one[0] + 0.4 * one[1], rel=1e-5)
     stock = loss(context, weight_instance=0)
     rest = [stock(*tensors).item() for tensors in zip(outputs, targets, extra, strict=True)]
-    value = loss(context, deep_supervision="full_resolution")(outputs, targets).item()
+    value = loss(context, deep_supervision="full")(outputs, targets).item()
     assert value == pytest.approx(one[0] - rest[0] + 0.6 * rest[0] + 0.4 * rest[1], rel=1e-5)
 
 
@@ -385,7 +385,7 @@ def test_components_are_those_of_the_full_resolution() -> None:
         ({"weight_instance": "much"}, "loss_fn.weight_instance: expected a number >= 0, got 'much'."),
         ({"weight_global": 0, "weight_instance": 0}, "loss_fn: weight_global and weight_instance are both 0."),
         ({"connectivity": 26}, "loss_fn.connectivity: expected face or full, got 26."),
-        ({"deep_supervision": True}, "loss_fn.deep_supervision: expected all or full_resolution, got True."),
+        ({"deep_supervision": True}, "loss_fn.deep_supervision: expected all or full, got True."),
     ],
 )
 @every_loss
