@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 from unittest import SkipTest
+from zlib import crc32
 
 import numpy as np
 import torch
 
-import nnplug
 from nnplug.config import TrainerConfig
+from nnplug.fields import CODE_FIELDS
 from nnplug.registry import get_registry
 from nnplug.resolved import ResolvedConfig
 from nnplug.testing.costs import Costs, StepTime
@@ -54,7 +55,7 @@ class Check:
         if self.exemption is not None:
             raise CheckExempt(self.exemption)
         subject = _subjects.get(self.resolved, self.case)
-        with activated(subject.results), _quiet(), _seeded():
+        with activated(subject.results), _quiet(), _seeded(self.name):
             try:
                 return self.function(subject)
             except SkipTest:
@@ -62,7 +63,7 @@ class Check:
             except CheckFailed as failure:
                 raise failure.with_traceback(None) from failure.__cause__
             except Exception as error:
-                raise CheckFailed(self.expectation, _describe(error), _origin(error)) from error
+                raise CheckFailed(self.expectation, _describe(error), _origin(error, subject)) from error
 
     @property
     def expectation(self) -> str:
@@ -163,12 +164,12 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _seeded() -> Iterator[None]:
-    """The same random numbers every time, and the caller's own go on as if nothing had happened."""
-    state = np.random.get_state()
+def _seeded(name: str) -> Iterator[None]:
+    """Random numbers that are the same every time, other ones in every check; the caller's own go on undisturbed."""
+    state, seed = np.random.get_state(), crc32(name.encode())
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        np.random.seed(0)
+        torch.manual_seed(seed)
+        np.random.seed(seed)
         try:
             yield
         finally:
@@ -180,8 +181,9 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _origin(error: BaseException) -> str | None:
-    """The innermost line of the traceback that is neither torch's nor nnplug's: the author's own, or a library's."""
-    own = (os.path.dirname(torch.__file__), os.path.dirname(nnplug.__file__))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+def _origin(error: BaseException, subject: Subject) -> str | None:
+    """The innermost line of the traceback in the trainer's own code, or where that is defined."""
+    places = [place for place in map(subject.where, CODE_FIELDS) if place]
+    folders = tuple({os.path.dirname(place) + os.sep for place in places})
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(folders)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else next(iter(places), None)

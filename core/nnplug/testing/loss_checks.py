@@ -189,6 +189,7 @@ def _worse(subject: Subject, labels: torch.Tensor) -> Iterator[tuple[str, torch.
         yield f"label {label} everywhere", _logits(subject, torch.full_like(labels, label))
     for missed in (1, 2):
         yield f"label {missed} missed", _logits(subject, labels.masked_fill(labels == missed, 0))
+    yield "every object grown by two voxels", _logits(subject, _grown(labels))
     kept = labels == IGNORE_LABEL
     shifted = torch.roll(labels.masked_fill(kept, 0), 2, 2).masked_fill(kept, IGNORE_LABEL)
     yield "shifted by two voxels", _logits(subject, shifted)
@@ -197,6 +198,12 @@ def _worse(subject: Subject, labels: torch.Tensor) -> Iterator[tuple[str, torch.
         yield "labels 1 and 2 swapped", _logits(subject, swapped)
     yield "undecided", torch.zeros(_shape(subject))
     yield "noise", torch.randn(_shape(subject)) * SURE
+
+
+def _grown(labels: torch.Tensor) -> torch.Tensor:
+    pool = torch.nn.functional.max_pool2d if labels.ndim == 4 else torch.nn.functional.max_pool3d
+    foreground = labels.masked_fill(labels == IGNORE_LABEL, 0).float()
+    return torch.where(labels == 0, pool(foreground, 5, 1, 2).short(), labels)
 
 
 def _logits(subject: Subject, labels: torch.Tensor) -> torch.Tensor:
