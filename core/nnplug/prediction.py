@@ -60,7 +60,8 @@ def predict(
 
     Args:
         model_folder: ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION``; no environment variable is needed.
-        inputs: folder with ``CASE_XXXX`` images, XXXX being the channel from 0000, in the model's file format.
+        inputs: folder with ``CASE_XXXX`` images, XXXX being the channel from 0000, in the model's file format; or an
+            inventory (``.json``) that names the images of each case.
         output: folder for the segmentations ``CASE``; it is made if needed. Earlier predictions of the same cases are
             removed unless ``continue_prediction``.
         folds: numbers whose softmax outputs are averaged, or ``"fold_all"``. None and ``"all"``: ``fold_all`` where it

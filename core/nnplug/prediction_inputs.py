@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nnplug.errors import NnplugError
 from nnplug.image_headers import ImageHeader, UnreadableImageError, read_header, reason
+from nnplug.inventory.loading import load_inventory
 from nnplug.trained_models import ModelFolder
 
 _MAX_SHOWN = 10
@@ -23,10 +24,14 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 @dataclass(frozen=True)
 class Case:
-    """One case to predict: its name and its image files in the order of the channels."""
+    """One case to predict: its name and its image files in the order of the channels.
+
+    ``is_numbered`` tells whether the files end with the channel's number; those of an inventory need not.
+    """
 
     name: str
     files: tuple[Path, ...]
+    is_numbered: bool = True
 
 
 def check_inputs(
@@ -43,7 +48,7 @@ def check_inputs(
     """Find the cases of a folder and check them, and where their predictions go; makes the output folder.
 
     Args:
-        inputs: folder with ``CASE_XXXX`` files, XXXX being the channel from 0000.
+        inputs: folder with ``CASE_XXXX`` files, XXXX being the channel from 0000, or an inventory (``.json``).
         output: folder for the predictions.
         model: the model's folder.
         prev_stage_predictions: for a cascade, the folder with ``CASE`` files of the first stage.
@@ -78,6 +83,8 @@ def find_cases(inputs: Path, model: ModelFolder) -> tuple[list[Case], list[str]]
     """The cases of a folder by nnU-Net's rules for names, and what is wrong with the names."""
     if not inputs.exists():
         raise NnplugError(f"There is no input folder {inputs}.")
+    if inputs.suffix == ".json":
+        return _find_listed_cases(inputs)
     if not inputs.is_dir():
         raise NnplugError(
             f"The input {inputs} is a file: give the folder with the images (CASE_0000{model.file_ending})."
@@ -97,6 +104,12 @@ def find_cases(inputs: Path, model: ModelFolder) -> tuple[list[Case], list[str]]
         else:
             groups.setdefault(match[1], []).append(name)
     return [Case(case, tuple(inputs / name for name in files)) for case, files in sorted(groups.items())], problems
+
+
+def _find_listed_cases(inventory: Path) -> tuple[list[Case], list[str]]:
+    listed, problems = load_inventory(inventory, labelled=False)
+    cases = [Case(name, files.images, is_numbered=False) for name, files in listed.cases.items()]
+    return cases, [str(problem).removesuffix(".") for problem in problems]
 
 
 def _other_files(names: Sequence[str]) -> str:
@@ -137,7 +150,7 @@ def _channel_problems(case: Case, channels: dict[Path, int | None], model: Model
     names, ending = model.channel_names, model.file_ending
     takes = f"the model takes {len(names)} ({', '.join(names)})"
     several = {path: count for path, count in channels.items() if count is not None and count > 1}
-    if several or None in channels.values():
+    if several or not case.is_numbered or None in channels.values():
         total = sum(count or 0 for count in channels.values())
         if None in channels.values() or len(channels) != len(case.files) or total == len(names):
             return []

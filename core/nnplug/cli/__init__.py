@@ -14,7 +14,10 @@ from typing import Any
 from nnplug.errors import NnplugError
 from nnplug.interrupts import EXIT_INTERRUPTED, TrainingInterrupted
 
-COMMANDS = ("trainers", "show", "plugins", "check", "train", "predict", "history", "new-plugin", "env", "demo")
+COMMANDS = (
+    *("trainers", "show", "plugins", "check", "inventory", "plan_and_preprocess"),
+    *("train", "predict", "history", "new-plugin", "env", "demo"),
+)
 _TRAINER_OPTIONS = ("-tr", "-prev_stage_trainer")
 
 EPILOG = """example:
@@ -50,9 +53,20 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name in COMMANDS:
         import_module(f"nnplug.cli.{name.replace('-', '_')}").add_parser(subparsers)
-    for command in subparsers.choices.values():
+    for command in list_commands(parser).values():
         _finish(command)
     return parser
+
+
+def list_commands(parser: argparse.ArgumentParser, prefix: str = "") -> dict[str, argparse.ArgumentParser]:
+    """Every command by its name (``inventory make`` for one in two words), without aliases."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                if command not in found.values():
+                    found |= {f"{prefix}{name}": command, **list_commands(command, f"{prefix}{name} ")}
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

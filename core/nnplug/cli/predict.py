@@ -11,6 +11,7 @@ from typing import Any
 EXAMPLE = """example:
   nnplug predict -i imagesTs -o predictions -d 4 -c 3d_fullres -tr monai_segresnet+num_epochs=250
   nnplug predict -i imagesTs -o predictions -d Dataset004_Hippocampus -c 2d -f 0 --no-mirror --save_probabilities
+  nnplug predict --inventory to_predict.json -o predictions -d 4 -c 3d_fullres --results-dir results
 """
 EXAMPLE_FOLDER = """example:
   nnplug predict_from_modelfolder -i imagesTs -o predictions -m results/Dataset004_X/nnUNetTrainer__nnUNetPlans__2d
@@ -18,6 +19,8 @@ EXAMPLE_FOLDER = """example:
 
 
 def add_parser(subparsers: Any) -> None:
+    from nnplug.cli.inventory import add_inventory_options
+
     parser = subparsers.add_parser(
         "predict",
         help="segment images with a trained model",
@@ -27,13 +30,14 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     _add_folders(parser)
-    parser.add_argument("-d", dest="dataset", metavar="DATASET", required=True, help="id or name of the data set")
+    parser.add_argument("-d", dest="dataset", metavar="DATASET", help="id or name of the data set")
     parser.add_argument("-c", dest="configuration", metavar="CONFIGURATION", required=True, help="2d, 3d_fullres, ...")
     parser.add_argument(
         "-tr", dest="trainer", metavar="NAME", help="trainer, its terms in any order (default: the only one there is)"
     )
     parser.add_argument("-p", dest="plans", metavar="PLANS", default="nnUNetPlans", help="plans (default: %(default)s)")
     _add_settings(parser)
+    add_inventory_options(parser, results=True)
     parser.set_defaults(func=run)
 
     parser = subparsers.add_parser(
@@ -54,7 +58,11 @@ def add_parser(subparsers: Any) -> None:
 
 def _add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-i", dest="inputs", metavar="IN", required=True, type=Path, help="folder with the images, named CASE_0000 etc."
+        "-i",
+        dest="inputs",
+        metavar="IN",
+        type=Path,
+        help="folder with the images, named CASE_0000 etc., or an inventory (.json)",
     )
     parser.add_argument("-o", dest="output", metavar="OUT", required=True, type=Path, help="folder for the predictions")
 
@@ -128,8 +136,10 @@ def _predict(args: argparse.Namespace) -> dict[str, Any]:
     from nnplug.cli import import_quickly
 
     predict = import_quickly("nnplug.prediction").predict
+    from nnplug.cli.inventory import choose_inputs
     from nnplug.trained_models import choose_folds, find_model_folder
 
+    choose_inputs(args)
     if "dataset" in args:
         model_folder = find_model_folder(
             args.dataset, args.configuration, trainer=args.trainer, plans=args.plans, trust_code=args.trust_code

@@ -11,10 +11,13 @@ from typing import Any
 EXAMPLE = """example:
   nnplug train 4 3d_fullres 0 -tr monai_segresnet+dice_loss+num_epochs=250
   nnplug train Dataset004_Hippocampus 2d all -tr nnUNetTrainerDA5 --npz
+  nnplug train 4 3d_fullres 0 --inventory inventory.json --dataset-name NAME --cache-dir cache --results-dir results
 """
 
 
 def add_parser(subparsers: Any) -> None:
+    from nnplug.cli.inventory import add_inventory_options
+
     parser = subparsers.add_parser(
         "train",
         help="train folds of a data set",
@@ -47,6 +50,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--trust-code", action="store_true", help="allow a recipe to import from anywhere")
     parser.add_argument("--trust-checkpoint", action="store_true", help="allow a checkpoint to run code")
     parser.add_argument("--json", action="store_true", help="print only the result, as JSON, on standard output")
+    add_inventory_options(parser, results=True)
     parser.set_defaults(func=run)
 
 
@@ -65,9 +69,11 @@ def add_trainer_argument(parser: argparse.ArgumentParser, default: str | None = 
 
 
 def run(args: argparse.Namespace) -> int:
+    from nnplug.cli.inventory import choose_training_data
     from nnplug.errors import NnplugError
     from nnplug.interrupts import TrainingInterrupted
 
+    choose_training_data(args)
     if not args.fold and not args.all_data:
         raise NnplugError("Which fold? Give numbers, 'all' for every fold of the splits, or --all-data.")
     if args.fold and args.all_data:

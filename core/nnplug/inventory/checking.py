@@ -70,7 +70,8 @@ def check_cases(
             problems.append(Problem(failures[name], "Mend the case, or leave it out.", name))
         else:
             problems += reports[name].problems
-    return reports, problems + _mixed_kinds({name: reports[name].headers for name in chosen if name in reports})
+    reports = {name: reports[name] for name in chosen if name in reports}
+    return reports, problems + _mixed_kinds({name: report.headers for name, report in reports.items()})
 
 
 def _check_case(shared: tuple[CheckSettings, bool, bool], name: str, files: CaseFiles) -> CaseReport:

@@ -1,0 +1,135 @@
+"""nnU-Net's experiment planner, run where it can neither leave half a file nor stumble over its own folders.
+
+The planner copies ``dataset.json`` from the raw to the preprocessed folder, which fails where both are one, and writes
+in place. So it works in temporary folders, and what it has written is moved to where it belongs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
+
+from nnplug.atomic_file import replace_file
+from nnplug.datasets import read_plans
+from nnplug.errors import NnplugError
+from nnplug.planning.classes import find_class
+from nnplug.planning.data import PlanningData, environment
+from nnplug.planning.data_record import FINGERPRINT
+
+
+@dataclass(frozen=True)
+class PlannerSettings:
+    """What nnU-Net's planner is given.
+
+    Attributes:
+        planner: nnU-Net's class.
+        gpu_memory_target_gb: None takes the planner's own.
+        preprocessor: nnU-Net's class.
+        target_spacing: of 3d_fullres, in the order of the array's axes; None lets the planner decide.
+        plans_name: None takes the planner's own.
+    """
+
+    planner: str = "ExperimentPlanner"
+    gpu_memory_target_gb: float | None = None
+    preprocessor: str = "DefaultPreprocessor"
+    target_spacing: Sequence[float] | None = None
+    plans_name: str | None = None
+
+
+def plan_experiment(data: PlanningData, settings: PlannerSettings, verbose: bool = False) -> str:
+    """Make the plans of a data set that has its fingerprint.
+
+    Returns:
+        The plans' name.
+
+    Raises:
+        NnplugError: no fingerprint, an unknown planner, impossible settings.
+    """
+    if not (data.folder / FINGERPRINT).is_file():
+        raise NnplugError(f"{data.name} has no fingerprint yet. Run nnplug fingerprint with the same data set first.")
+    planner = find_class(settings.planner, ExperimentPlanner, "experiment_planning")
+    spacing = settings.target_spacing
+    if spacing is not None and (len(spacing) != 3 or not all(value > 0 for value in spacing)):
+        raise NnplugError(f"-overwrite_target_spacing {' '.join(map(str, spacing))}: expected three numbers above 0.")
+    if settings.gpu_memory_target_gb is not None and not settings.gpu_memory_target_gb > 0:
+        raise NnplugError(f"-gpu_memory_target {settings.gpu_memory_target_gb}: expected gigabytes, above 0.")
+    with tempfile.TemporaryDirectory(prefix="nnplug-plan-") as scratch:
+        draft = Path(scratch, "preprocessed", data.name)
+        raw = _copy_inputs(data, Path(scratch), draft)
+        quiet = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
+        with environment(nnUNet_raw=raw, nnUNet_preprocessed=draft.parent), quiet:
+            _, name = plan_experiment_dataset(
+                data.name,
+                planner,
+                settings.gpu_memory_target_gb,
+                settings.preprocessor,
+                list(spacing) if spacing is not None else None,
+                settings.plans_name,
+            )
+        _move_results(draft, data, name)
+    return name
+
+
+def _copy_inputs(data: PlanningData, scratch: Path, draft: Path) -> Path:
+    """What the planner reads in the preprocessed folder; returns its ``nnUNet_raw``."""
+    draft.mkdir(parents=True)
+    shutil.copyfile(data.folder / FINGERPRINT, draft / FINGERPRINT)
+    for path in data.folder.glob("*.json"):
+        # configurations that a user has added to plans are kept
+        if path.name == "splits_final.json" or _holds_plans(path):
+            shutil.copyfile(path, draft / path.name)
+    if not data.is_inventory:
+        return data.raw
+    raw = scratch / "raw" / data.name
+    raw.mkdir(parents=True)
+    (raw / "dataset.json").write_text(json.dumps(data.inventory.dataset_json()))
+    return raw.parent
+
+
+def _holds_plans(path: Path) -> bool:
+    with contextlib.suppress(ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(content, dict) and "configurations" in content
+    return False
+
+
+def _move_results(draft: Path, data: PlanningData, plans_name: str) -> None:
+    """The plans come last: where they are, what they need is there."""
+    names = ["splits_final.json", f"{plans_name}.json"]
+    if not data.is_inventory:
+        names.insert(0, "dataset.json")
+    for name in names:
+        if (draft / name).is_file():
+            _replace_if_other(data.folder / name, (draft / name).read_bytes())
+
+
+def _replace_if_other(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        replace_file(path, lambda file: file.write(content))
+
+
+def describe_plans(data: PlanningData, plans_name: str) -> list[str]:
+    """A line for each configuration."""
+    lines = []
+    for name, settings in read_plans(data.folder, plans_name)["configurations"].items():
+        if "inherits_from" in settings:
+            lines.append(f"  {name}: as {settings['inherits_from']}" + _stage(settings))
+            continue
+        spacing = " x ".join(f"{value:.3g}" for value in settings["spacing"])
+        patch = "x".join(map(str, settings["patch_size"]))
+        lines.append(f"  {name}: spacing {spacing} mm, patch {patch}, batch {settings['batch_size']}")
+    return lines
+
+
+def _stage(settings: dict[str, Any]) -> str:
+    return f", after {settings['previous_stage']}" if settings.get("previous_stage") else ""

@@ -1,0 +1,124 @@
+"""Fingerprint, plans and preprocessing of a data set, one after the other: what nnUNetv2_plan_and_preprocess does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nnplug.case_pool import Pool, choose_num_processes
+from nnplug.datasets import read_plans
+from nnplug.errors import NnplugError
+from nnplug.inventory.problems import count
+from nnplug.planning.data import PlanningData
+from nnplug.planning.data_record import check_unchanged
+from nnplug.planning.experiment import PlannerSettings, describe_plans, plan_experiment
+from nnplug.planning.fingerprint import extract_fingerprint
+from nnplug.planning.preprocessing import preprocess
+from nnplug.planning.shards import WHOLE, Shard
+
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+_DEFAULT_PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
+_DEFAULT_PROCESSES_OF_OTHERS = 4
+_DEFAULT_PROCESSES_OF_FINGERPRINT = 8
+_PRELOAD = (
+    "nnplug.planning.pipeline",
+    "nnunetv2.preprocessing.normalization.default_normalization_schemes",
+    "nnunetv2.preprocessing.resampling.resample_torch",
+)
+
+
+@dataclass(frozen=True)
+class Running:
+    """How the steps are run.
+
+    Attributes:
+        progress_bar: show one where there is a terminal.
+        verbose: let through what nnU-Net prints.
+        on_message: receives what is to be told.
+    """
+
+    progress_bar: bool = True
+    verbose: bool = False
+    on_message: Callable[[str], None] = print
+
+    def pool(self, num_processes: int | None, default: int, num_cases: int) -> Pool:
+        number = choose_num_processes(num_processes, default, num_cases)
+        return Pool(number, self.progress_bar, self.verbose, _PRELOAD)
+
+
+def fingerprint(
+    data: PlanningData,
+    *,
+    num_processes: int | None = None,
+    shard: Shard = WHOLE,
+    verify: bool = False,
+    clean: bool = False,
+    extractor: str = "DatasetFingerprintExtractor",
+    running: Running = Running(),
+) -> bool:
+    """The fingerprint; see ``extract_fingerprint``. Data that has changed since is refused without ``clean``."""
+    if not clean:
+        check_unchanged(data)
+    pool = running.pool(num_processes, _DEFAULT_PROCESSES_OF_FINGERPRINT, len(data.inventory.cases))
+    running.on_message(f"{data.name}: {count(len(data.inventory.cases), 'case')}")
+    return extract_fingerprint(
+        data, pool, shard=shard, clean=clean, verify=verify, extractor=extractor, on_message=running.on_message
+    )
+
+
+def plan(data: PlanningData, settings: PlannerSettings | None = None, running: Running = Running()) -> str:
+    """The plans' name after ``plan_experiment``; says what they are."""
+    check_unchanged(data)
+    name = plan_experiment(data, settings or PlannerSettings(), running.verbose)
+    running.on_message("\n".join([f"{name}:", *describe_plans(data, name)]))
+    return name
+
+
+def preprocess_configurations(
+    data: PlanningData,
+    plans_name: str = "nnUNetPlans",
+    configurations: Sequence[str] = CONFIGURATIONS,
+    *,
+    num_processes: Sequence[int] | None = None,
+    shard: Shard = WHOLE,
+    clean: bool = False,
+    running: Running = Running(),
+) -> None:
+    """Preprocess configurations; those that the plans do not have are left out, as in nnU-Net.
+
+    Args:
+        data: the data set.
+        plans_name: its plans.
+        configurations: of the plans.
+        num_processes: one number for all configurations, or one for each.
+        shard: this part of the cases only.
+        clean: make all anew.
+        running: progress and messages.
+
+    Raises:
+        NnplugError: no plans, none of the configurations, failing cases.
+    """
+    check_unchanged(data)
+    if num_processes is not None and len(num_processes) not in (1, len(configurations)):
+        raise NnplugError(
+            f"-np has {len(num_processes)} numbers for {len(configurations)} configurations "
+            f"({', '.join(configurations)}). Give one number, or one for each."
+        )
+    known = read_plans(data.folder, plans_name)["configurations"]
+    if not set(known) & set(configurations):
+        raise NnplugError(
+            f"The plans '{plans_name}' of {data.name} have no configuration {' or '.join(configurations)}; they have "
+            f"{', '.join(known)}. Choose with -c."
+        )
+    for index, configuration in enumerate(configurations):
+        if configuration not in known:
+            running.on_message(f"{configuration}: not in the plans, left out")
+            continue
+        asked = num_processes[index % len(num_processes)] if num_processes is not None else None
+        default = _DEFAULT_PROCESSES.get(configuration, _DEFAULT_PROCESSES_OF_OTHERS)
+        pool = running.pool(asked, default, len(data.inventory.cases))
+        whole = preprocess(
+            data, plans_name, configuration, pool, shard=shard, clean=clean, on_message=running.on_message
+        )
+        if whole:
+            running.on_message(f"{configuration}: {count(len(data.inventory.cases), 'case')} preprocessed")

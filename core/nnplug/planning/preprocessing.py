@@ -1,0 +1,240 @@
+"""Preprocessed cases: nnU-Net's work on each case, in parallel, resumable, in shards.
+
+The cases of a configuration are collected in ``DATA_IDENTIFIER.unfinished``, which gets its final name when every
+case is there, so that neither nnplug nor stock nnU-Net can train on a part of them. ``.done/CASE`` in it says what a
+case was made of; where that still holds it is not made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnplug.case_pool import Pool
+from nnplug.datasets import read_plans
+from nnplug.errors import NnplugError
+from nnplug.inventory.loading import CaseFiles
+from nnplug.inventory.problems import Problem, count, raise_problems
+from nnplug.inventory.readers import choose_reader
+from nnplug.json_files import as_plain_json
+from nnplug.planning.classes import find_class
+from nnplug.planning.data import PlanningData
+from nnplug.planning.data_record import file_states, nnunet_version
+from nnplug.planning.disk import flush_to_disk, telling_when_full
+from nnplug.planning.ground_truth import write_ground_truth
+from nnplug.planning.shards import WHOLE, Shard
+
+_UNFINISHED = ".unfinished"
+_DONE = ".done"
+# entries of a configuration that a preprocessed case does not depend on
+_NOT_READ = (
+    "architecture",
+    "batch_size",
+    "batch_dice",
+    "median_image_size_in_voxels",
+    "resampling_fn_probabilities",
+    "resampling_fn_probabilities_kwargs",
+    "inherits_from",
+    "next_stage",
+    "previous_stage",
+)
+
+
+def preprocessing_key(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> str:
+    """A hash of everything but the images that preprocessed cases are made of: where it is equal, they are."""
+    manager = PlansManager(dict(plans))
+    settings = manager.get_configuration(configuration).configuration
+    parts = [
+        {key: value for key, value in settings.items() if key not in _NOT_READ},
+        [plans[key] for key in ("transpose_forward", "image_reader_writer", "label_manager")],
+        plans["foreground_intensity_properties_per_channel"],
+        [dataset_json.get(key) for key in ("labels", "regions_class_order")],
+        nnunet_version(),
+    ]
+    return hashlib.sha256(json.dumps(as_plain_json(parts), sort_keys=True).encode()).hexdigest()
+
+
+def preprocess(
+    data: PlanningData,
+    plans_name: str,
+    configuration: str,
+    pool: Pool,
+    *,
+    shard: Shard = WHOLE,
+    clean: bool = False,
+    on_message: Callable[[str], None] = print,
+) -> bool:
+    """Preprocess the cases for a configuration, or those of a shard; what is there and still holds is kept.
+
+    Args:
+        data: the data set.
+        plans_name: its plans.
+        configuration: of the plans.
+        pool: processes.
+        shard: this part of the cases only.
+        clean: make all anew.
+        on_message: receives what is to be told.
+
+    Returns:
+        Whether every case of the data set is there now.
+
+    Raises:
+        NnplugError: no plans; cases that failed, all of them; those that did not are kept.
+    """
+    plans = PlansManager(read_plans(data.folder, plans_name))
+    manager = plans.get_configuration(configuration)
+    made = find_class(manager.preprocessor_name, DefaultPreprocessor, "preprocessing")
+    dataset_json = {key: value for key, value in data.inventory.dataset_json().items() if key != "dataset"}
+    if made.run is not DefaultPreprocessor.run:
+        _run_own(made, data, plans_name, configuration, pool, shard)
+        write_ground_truth(data, data.inventory.cases, choose_reader(data.inventory))
+        return True
+    key = preprocessing_key(plans.plans, configuration, dataset_json)
+    folder = _CaseFolder(
+        data.folder / manager.data_identifier,
+        {name: [key, *files] for name, files in file_states(data).items()},
+    )
+    cases = shard.of(data.inventory.cases)
+    if folder.open(list(cases) if clean else []):
+        return True
+    pending = {name: files for name, files in cases.items() if not folder.is_done(name)}
+    job = _Job(made(verbose=pool.verbose), plans, manager, dataset_json, folder)
+    failures = pool.run(_preprocess_case, job, pending, f"Preprocessing {configuration}")
+    problems = [Problem(reason, "Mend the case, or leave it out.", name) for name, reason in failures.items()]
+    subject = f"{data.name}: the preprocessing of {count(len(problems), 'case')} failed, the others are kept"
+    raise_problems(subject, problems)
+    missing = folder.missing()
+    if missing:
+        left = count(len(missing), "case")
+        on_message(f"{configuration}: shard {shard} is done, {left} of other shards are not yet.")
+        return False
+    write_ground_truth(data, data.inventory.cases, plans.image_reader_writer_class)
+    folder.finish()
+    return True
+
+
+def _run_own(
+    made: type[DefaultPreprocessor], data: PlanningData, plans: str, configuration: str, pool: Pool, shard: Shard
+) -> None:
+    """A preprocessor that goes its own way is run as nnU-Net does."""
+    if shard != WHOLE:
+        raise NnplugError(f"{made.__name__} works on all cases in its own way: leave out --shard.")
+    with data.activated():
+        preprocessor = made(verbose=pool.verbose)
+        preprocessor.show_progress_bar = pool.progress_bar
+        preprocessor.run(data.name, configuration, plans, num_processes=max(1, pool.num_processes))
+
+
+# --- cases -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _CaseFolder:
+    """The folder of a configuration; ``keys`` tell what each case has to be made of."""
+
+    path: Path
+    keys: dict[str, list[Any]]
+    unfinished: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unfinished", self.path.with_name(self.path.name + _UNFINISHED))
+
+    def open(self, anew: Sequence[str]) -> bool:
+        """Prepare it for work, cases in ``anew`` to be made again; True where nothing is to do."""
+        is_whole = self.path.is_dir()
+        if is_whole and not anew and set(self._made(self.path)) == set(self.keys) and not self.missing(self.path):
+            return True
+        with contextlib.suppress(FileNotFoundError):  # another shard was faster
+            if is_whole and (self.unfinished.exists() or not (self.path / _DONE).is_dir()):
+                shutil.rmtree(self.path)
+            elif is_whole:
+                os.rename(self.path, self.unfinished)
+        (self.unfinished / _DONE).mkdir(parents=True, exist_ok=True)
+        for name in self._made(self.unfinished):
+            if name in anew or not self.is_done(name):
+                (self.unfinished / _DONE / name).unlink(missing_ok=True)
+        return False
+
+    def is_done(self, name: str) -> bool:
+        return self._holds(self.unfinished, name)
+
+    def missing(self, folder: Path | None = None) -> list[str]:
+        """Cases that are not there yet."""
+        return [name for name in self.keys if not self._holds(folder or self.unfinished, name)]
+
+    def finish(self) -> None:
+        """Remove what belongs to no case and give the folder its name. Of several shards, the last one does it."""
+        with contextlib.suppress(FileNotFoundError):  # another shard was faster
+            files = {name for case in self.keys for name in _read(self.unfinished / _DONE / case)["files"]}
+            for path in self.unfinished.iterdir():
+                if path.name not in files and path.name != _DONE:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for name in set(self._made(self.unfinished)) - set(self.keys):
+                (self.unfinished / _DONE / name).unlink()
+            os.rename(self.unfinished, self.path)
+
+    def put(self, draft: Path, name: str) -> None:
+        """Move the files of a case here; its record comes last."""
+        files = sorted(path.name for path in draft.iterdir())
+        for file in files:
+            flush_to_disk(draft / file)
+            os.replace(draft / file, self.unfinished / file)
+        record = draft / "record"
+        record.write_text(json.dumps({"key": self.keys[name], "files": files}))
+        flush_to_disk(record)
+        os.replace(record, self.unfinished / _DONE / name)
+
+    def _holds(self, folder: Path, name: str) -> bool:
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+            record = _read(folder / _DONE / name)
+            return record["key"] == self.keys[name] and all((folder / file).is_file() for file in record["files"])
+        return False
+
+    @staticmethod
+    def _made(folder: Path) -> list[str]:
+        return os.listdir(folder / _DONE) if (folder / _DONE).is_dir() else []
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the workers need."""
+
+    preprocessor: DefaultPreprocessor
+    plans: PlansManager
+    configuration: ConfigurationManager
+    dataset_json: dict[str, Any]
+    folder: _CaseFolder
+
+
+def _preprocess_case(job: _Job, name: str, files: CaseFiles) -> None:
+    """In a worker: nnU-Net's work on one case, into a folder of its own, then into its place."""
+    draft = job.folder.unfinished / f".{uuid.uuid4()}"
+    draft.mkdir()
+    try:
+        with telling_when_full(draft):
+            job.preprocessor.run_case_save(
+                str(draft / name),
+                list(map(str, files.images)),
+                str(files.label),
+                job.plans,
+                job.configuration,
+                job.dataset_json,
+            )
+            job.folder.put(draft, name)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
