@@ -96,6 +96,10 @@ class UIUNet(nn.Module):
     def forward(self, x_BC: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         return self.decoder(self.encoder(x_BC), x_BC.shape[2:])
 
+    def extra_repr(self) -> str:
+        poolings = [sum(not isinstance(p, nn.Identity) for p in block.pools) for block in self.encoder.stages]
+        return f"poolings inside the blocks by stage: {', '.join(map(str, poolings))}"
+
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
         """Values that the convolutions and interpolations put out for one sample; nnU-Net's measure of memory.
 

@@ -218,6 +218,7 @@ def test_blocks_pool_as_the_plan_does_while_four_voxels_remain() -> None:
         blocks = network.encoder.stages
         return [[p.stride for p in block.pools if not isinstance(p, nn.Identity)] for block in blocks]
 
+    assert "poolings inside the blocks by stage: 2, 0, 0, 0" in repr(build((16, 32, 32)))
     two = (2, 2, 2)
     assert pools(None) == pools((40, 56, 40)) == [[two] * 3, [two] * 2, [], []]
     assert pools((16, 32, 32)) == [[two] * 2, [], [], []]
