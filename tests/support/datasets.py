@@ -174,7 +174,7 @@ def _prepare(dataset: DatasetForTests, write_raw: Callable[[Path], None]) -> Non
         )
         plan_experiments([dataset.id])
         preprocess([dataset.id], configurations=CONFIGURATIONS, num_processes=(1,), show_progress_bar=False)
-    cases = sorted(path.name.removesuffix(".nii.gz") for path in (dataset.raw_folder / "labelsTr").iterdir())
+    cases = sorted(path.name.partition(".")[0] for path in (dataset.raw_folder / "labelsTr").iterdir())
     splits = generate_crossval_split(cases, seed=12345, n_splits=min(5, len(cases)))  # as nnU-Net's trainer does
     (dataset.raw.parent / "preparing.log").write_text(log.getvalue())
     (dataset.preprocessed_folder / "splits_final.json").write_text(json.dumps(splits, indent=2))

@@ -1,0 +1,197 @@
+"""What trainers learn from the same cases in the same small number of steps, beside stock nnU-Net.
+
+    python benchmarks/learning.py               # every trainer and the losses for instances: hours on two cores
+    python benchmarks/learning.py kiunet uiunet # only trainers whose name holds one of these
+    python benchmarks/learning.py --table       # only the table in benchmarks/README.md, of the runs that are done
+
+Every run is kept in a cache and not repeated. The budget is far below what any of the trainers needs: the figures tell
+how trainers start, not how they end.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nnplug
+import numpy as np
+from nnplug.registry import get_registry
+from overhead import ROOT, DatasetForTests, machine, prepared, write_hippocampus
+from support.commands import clean_environment
+from support.datasets import DATA_FOLDER, write_dataset_json
+from support.stock_launcher import declare_missing_operators
+
+CACHE = ROOT / ".pytest_cache" / "d"
+SEEDS = (1, 2)
+STOCK = "nnUNetTrainer"
+BEGIN, END = "<!-- learning -->\n", "<!-- /learning -->\n"
+#: Settings of every run, as the fields of a recipe.
+VOLUMES = {"batch_size": 2, "patch_size": [32, 48, 32], "num_epochs": 10, "num_iterations_per_epoch": 10}
+NUCLEI = {"batch_size": 8, "patch_size": [128, 128], "num_epochs": 10, "num_iterations_per_epoch": 20}
+
+
+def write_nuclei(folder: Path) -> None:
+    """The fluorescence images as nnU-Net's 2D data set; files unchanged."""
+    from shutil import copyfile
+
+    labels = sorted((DATA_FOLDER / "nuclei2d" / "labels").glob("*.png"))
+    for sub in ("imagesTr", "labelsTr"):
+        (folder / sub).mkdir(parents=True)
+    for label in labels:
+        copyfile(label, folder / "labelsTr" / label.name)
+        copyfile(label.parents[1] / "images" / label.name, folder / "imagesTr" / f"{label.stem}_0000.png")
+    write_dataset_json(
+        folder,
+        labels={"background": 0, "nucleus": 1},
+        num_cases=len(labels),
+        channels=("rescale_to_0_1",),
+        ending=".png",
+    )
+
+
+def networks_losses_samplers() -> list[str]:
+    """Registered trainers that bring code of their own and are no other name for a trainer that does."""
+    registry = get_registry()
+    found = [STOCK]
+    for name in registry.list_names():
+        resolved = registry.resolve(name)
+        brings = {field: getattr(resolved.config, field) for field in ("network_builder", "loss_fn", "sampler")}
+        if any(value is not None for value in brings.values()) and resolved.origins:
+            is_other_name = all(origin.term != name for origin in resolved.origins.values())
+            found += [] if is_other_name else [name]
+    return found
+
+
+def result_of(dataset: DatasetForTests, configuration: str, trainer: str, seed: int, budget: dict[str, Any]) -> Path:
+    """Folder of the finished fold 0 of a run; trained now where it is not there."""
+    name = f"learning_{trainer}_{seed}"
+    results = CACHE / "learning" / dataset.name
+    recipe = results / "recipes" / f"{name}.toml"
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"name": name, "seed": seed, "num_val_iterations_per_epoch": 1, **budget}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    if trainer != STOCK:
+        lines.insert(1, f"extends = {json.dumps(trainer)}")
+    recipe.write_text("\n".join(lines) + "\n")
+    trained = nnplug.resolve(recipe).name
+    data = dataset.with_results(results)
+    fold = data.model_folder(trained, configuration) / "fold_0"
+    if not (fold / "nnplug_result.json").exists():
+        command = [sys.executable, "-m", "nnplug", "train", str(data.id), configuration, "0", "-tr", str(recipe)]
+        subprocess.run([*command, "-device", "cpu", "--c"], env=clean_environment(data.env), check=True)
+    return fold
+
+
+def dice_of(fold: Path) -> float:
+    return json.loads((fold / "nnplug_result.json").read_text())["metrics"]["dice"]
+
+
+def panoptic_quality(fold: Path) -> tuple[float, float]:
+    """Panoptic quality, and F1 of nuclei that overlap by more than half, over the validation images."""
+    import torch
+
+    declare_missing_operators()  # torchmetrics imports torchvision
+    from skimage.io import imread
+    from skimage.measure import label
+    from torchmetrics.detection import PanopticQuality
+
+    measure = PanopticQuality(things={1}, stuffs={0}, return_sq_and_rq=True, return_per_class=True)
+    for path in sorted((fold / "validation").glob("*.png")):
+        instances = imread(DATA_FOLDER / "nuclei2d" / "instances" / path.name).astype(np.int32)
+        predicted = label(imread(path) > 0).astype(np.int32)
+        pair = [
+            torch.from_numpy(np.stack([(ids > 0), ids], -1).astype(np.int32))[None] for ids in (predicted, instances)
+        ]
+        measure.update(*pair)
+    quality, _, detection = measure.compute()[0].tolist()
+    return quality, detection
+
+
+def volumes(chosen: Callable[[str], bool], *, train: bool) -> list[str]:
+    """Table of validation Dice on the MR volumes."""
+    dataset = prepared("Dataset040_Hippocampus", partial(write_hippocampus, num_cases=40), CACHE / "nnplug-datasets")
+    names = [name for name in networks_losses_samplers() if name == STOCK or chosen(name)]
+    found = runs(dataset, "3d_fullres", names, VOLUMES, dice_of, train=train)
+    stock = found.get(STOCK, {})
+    lines = ["| trainer | Dice, by seed | mean | less stock's |", "|---|---|---|---|"]
+    for name, by_seed in sorted(found.items(), key=lambda item: -statistics.mean(item[1].values())):
+        mean = statistics.mean(by_seed.values())
+        less = f"{mean - statistics.mean(stock.values()):+.3f}" if stock else ""
+        lines.append(f"| `{name}` | {', '.join(f'{d:.3f}' for d in by_seed.values())} | {mean:.3f} | {less} |")
+    return lines
+
+
+def nuclei(chosen: Callable[[str], bool], *, train: bool) -> list[str]:
+    """Table of Dice and instance measures on the nuclei, for the losses that look at instances."""
+    dataset = prepared("Dataset041_Nuclei", write_nuclei, CACHE / "nnplug-datasets")
+    losses = [name for name in networks_losses_samplers() if name.startswith(("blob_", "region_"))]
+    names = [STOCK, *(name for name in losses if chosen(name))]
+    found = runs(dataset, "2d", names, NUCLEI, lambda fold: (dice_of(fold), *panoptic_quality(fold)), train=train)
+    lines = ["| loss | Dice | panoptic quality | F1 of nuclei |", "|---|---|---|---|"]
+    for name, by_seed in found.items():
+        columns = [" / ".join(f"{values[i]:.3f}" for values in by_seed.values()) for i in range(3)]
+        lines.append(f"| `{name}` | " + " | ".join(columns) + " |")
+    return lines
+
+
+def runs(
+    dataset: DatasetForTests,
+    configuration: str,
+    names: list[str],
+    budget: dict[str, Any],
+    measure: Callable[[Path], Any],
+    *,
+    train: bool,
+) -> dict[str, dict[int, Any]]:
+    """What is measured, by trainer and seed; without training only what is there already."""
+    found: dict[str, dict[int, Any]] = {}
+    for seed in SEEDS:
+        for name in names:
+            try:
+                fold = result_of(dataset, configuration, name, seed, budget) if train else known(dataset, name, seed)
+            except (subprocess.CalledProcessError, nnplug.NnplugError) as error:
+                print(f"{name}, seed {seed}: {error}", file=sys.stderr)
+                continue
+            if fold is not None:
+                found.setdefault(name, {})[seed] = measure(fold)
+    return found
+
+
+def known(dataset: DatasetForTests, trainer: str, seed: int) -> Path | None:
+    folder = CACHE / "learning" / dataset.name / dataset.name
+    done = [path.parent for path in folder.glob(f"learning_{trainer}_{seed}-*/fold_0/nnplug_result.json")]
+    return done[0] if done else None
+
+
+def main() -> None:
+    chosen = [word for word in sys.argv[1:] if word != "--table"]
+    is_chosen = lambda name: not chosen or any(word in name for word in chosen)  # noqa: E731
+    train = "--table" not in sys.argv
+    text = "\n".join(
+        [
+            machine(),
+            "",
+            f"Task04_Hippocampus, 32 cases to train on, 8 to validate, 100 steps of {VOLUMES['batch_size']} patches:",
+            "",
+            *volumes(is_chosen, train=train),
+            "",
+            f"2D nuclei, 88 images to train on, 22 to validate, 200 steps of {NUCLEI['batch_size']} patches, by seed:",
+            "",
+            *nuclei(is_chosen, train=train),
+        ]
+    )
+    print(text)
+    if not chosen:
+        page = ROOT / "benchmarks" / "README.md"
+        before, rest = page.read_text().split(BEGIN)
+        page.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()
