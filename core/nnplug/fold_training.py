@@ -121,7 +121,9 @@ def _run(job: FoldJob) -> None:
         trainer.run_training()
     elif is_told:
         call_lifecycle("train_start", run=trainer.describe_run())
-    if job.validate_best and not job.disable_checkpointing:
+    if job.validate_best:
+        if trainer.is_ddp:
+            dist.barrier()  # the first process may still be writing it
         trainer.load_checkpoint(str(job.fold_folder / BEST))
     try:
         with _stoppable(job):
@@ -133,10 +135,12 @@ def _run(job: FoldJob) -> None:
         raise
     if trainer.local_rank == 0:
         losses = trainer.logger.get_value("val_losses", step=None)
+        validated = BEST if job.validate_best else FINAL
         result = fold_result(
             job.fold_folder,
             dataset=trainer.plans_manager.dataset_name,
             trainer=trainer.resolved.name,
+            checkpoint=validated if (job.fold_folder / validated).exists() else None,
             validation_loss=losses[-1] if losses else None,
             obstacle=stock_prediction_obstacle(trainer.resolved),
             seconds=time.time() - started,

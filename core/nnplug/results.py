@@ -10,6 +10,7 @@ from typing import Any
 from nnplug.datasets import read_json
 
 STOCK = "nnUNetv2_predict"
+DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 
 
 def fold_result(
@@ -17,6 +18,7 @@ def fold_result(
     *,
     dataset: str,
     trainer: str,
+    checkpoint: str | None,
     validation_loss: float | None,
     obstacle: str | None,
     seconds: float,
@@ -24,8 +26,9 @@ def fold_result(
     """The result of a fold, with the metrics from ``validation/summary.json`` as nnU-Net wrote it.
 
     Returns:
+        ``checkpoint``: the validated one, None where none was written; there is no ``predict_command`` then.
         ``metrics``: ``dice`` and ``iou`` (foreground mean over the validation cases, 0 to 1), ``validation_loss`` (of
-        the last epoch). ``per_class``: the same for each label or region.
+        the last epoch before the checkpoint). ``per_class``: the same for each label or region.
         ``seconds``: wall time of this call. ``stock_prediction_obstacle``: why stock nnU-Net can not predict with the
         model, None where it can.
     """
@@ -40,6 +43,9 @@ def fold_result(
     program, chosen = STOCK, name
     if obstacle:
         program, chosen = "nnplug predict", "fold_all" if name == "all" else name
+    command = f"{program} -i INPUT -o OUTPUT -d {dataset} -c {configuration} -f {chosen} -p {plans} -tr '{trainer}'"
+    if checkpoint != DEFAULT_CHECKPOINT:
+        command += f" -chk {checkpoint}"
     return {
         "status": "completed",
         "model_path": str(model),
@@ -49,12 +55,11 @@ def fold_result(
         "fold": fold,
         "trainer": trainer,
         "plans": plans,
+        "checkpoint": checkpoint,
         "metrics": {**_metrics(summary["foreground_mean"]), "validation_loss": _number(validation_loss)},
         "per_class": {label: _metrics(values) for label, values in summary["mean"].items()},
         "seconds": round(seconds, 1),
-        "predict_command": (
-            f"{program} -i INPUT -o OUTPUT -d {dataset} -c {configuration} -f {chosen} -p {plans} -tr '{trainer}'"
-        ),
+        "predict_command": command if checkpoint else None,
         "stock_prediction_obstacle": obstacle,
     }
 
@@ -65,14 +70,15 @@ def combine(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return dict(results[0])
     metrics = {key: _mean([r["metrics"][key] for r in results]) for key in results[0]["metrics"]}
     common = {k: v for k, v in results[0].items() if k not in ("fold", "metrics", "per_class", "seconds")}
+    command = results[0]["predict_command"]
+    if command:
+        command = command.replace(f"-f {results[0]['fold']} ", f"-f {' '.join(str(r['fold']) for r in results)} ")
     return {
         **common,
         "fold": [r["fold"] for r in results],
         "metrics": metrics,
         "seconds": round(sum(r["seconds"] for r in results), 1),
-        "predict_command": results[0]["predict_command"].replace(
-            f"-f {results[0]['fold']} ", f"-f {' '.join(str(r['fold']) for r in results)} "
-        ),
+        "predict_command": command,
         "folds": list(results),
     }
 

@@ -151,7 +151,13 @@ def test_the_result_of_a_training_is_described(tmp_path: Path) -> None:
     summary = {"foreground_mean": metrics, "mean": {"1": metrics, "2": metrics}}
     (fold / "validation" / "summary.json").write_text(json.dumps(summary))
     result = fold_result(
-        fold, dataset="Dataset004_Hippocampus", trainer="dice_loss", validation_loss=-0.8, obstacle=None, seconds=1.0
+        fold,
+        dataset="Dataset004_Hippocampus",
+        trainer="dice_loss",
+        checkpoint="checkpoint_final.pth",
+        validation_loss=-0.8,
+        obstacle=None,
+        seconds=1.0,
     )
     (example,) = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     written = json.loads(example)

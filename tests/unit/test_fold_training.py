@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from nnplug import NnplugError, training
-from nnplug.checkpoint import load
+from nnplug.checkpoint import load, save
 from nnplug.fold_training import FoldJob, train_fold
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from support.datasets import DatasetForTests
@@ -92,3 +92,32 @@ def test_pretrained_weights_survive_a_kill_before_the_first_checkpoint(
     assert all(is_same for key, is_same in same.items() if ".seg_layers." not in key)
     assert not all(same.values())
     assert f"Starting from the weights of {teacher}." in (pupil / "training_log.txt").read_text()
+
+
+def test_validation_alone_and_of_the_best_checkpoint(tiny_dataset: DatasetForTests, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    [trained] = train_here(tiny_dataset, recipe)
+    final = fold_folder(tiny_dataset) / "checkpoint_final.pth"
+    written = final.stat().st_mtime_ns
+    best = load(final.with_name("checkpoint_best.pth"))
+    best["logging"]["val_losses"] = [0.25]
+    save(best, final.with_name("checkpoint_best.pth"))
+
+    [again] = train_here(tiny_dataset, recipe, validation_only=True)
+    assert {**again, "seconds": 0} == {**trained, "seconds": 0}
+    assert again["checkpoint"] == "checkpoint_final.pth"
+    [of_best] = train_here(tiny_dataset, recipe, validation_only=True, val_best=True)
+    assert of_best["checkpoint"] == "checkpoint_best.pth"
+    assert of_best["metrics"]["validation_loss"] == 0.25
+    assert of_best["predict_command"] == f"{trained['predict_command']} -chk checkpoint_best.pth"
+    assert json.loads(final.with_name("nnplug_result.json").read_text()) == of_best
+    assert final.stat().st_mtime_ns == written, "nothing was trained"
+
+
+def test_without_checkpoints_there_is_nothing_to_predict_with(tiny_dataset: DatasetForTests, tmp_path: Path) -> None:
+    [result] = train_here(tiny_dataset, write_recipe(tmp_path), disable_checkpointing=True)
+    assert result["status"] == "completed"
+    assert 0 <= result["metrics"]["dice"] <= 1
+    assert (result["checkpoint"], result["predict_command"]) == (None, None)
+    assert not list(fold_folder(tiny_dataset).glob("*.pth"))
+    assert "No checkpoint written" in (fold_folder(tiny_dataset) / "training_log.txt").read_text()

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     from nnplug.results import combine
 
     result = combine(results)
-    if not args.json:
+    if not args.json and result["predict_command"]:
         print(f"\nPredict with: {result['predict_command']}")
         if result["stock_prediction_obstacle"]:
             print(f"Stock nnU-Net can not predict with this model: {result['stock_prediction_obstacle']}.")
