@@ -15,7 +15,7 @@ from nnplug.errors import NnplugError
 from nnplug.interrupts import EXIT_INTERRUPTED, TrainingInterrupted
 
 COMMANDS = (
-    *("trainers", "show", "plugins", "check", "inventory", "plan_and_preprocess"),
+    *("trainers", "show", "plugins", "check", "inventory", "convert", "plan_and_preprocess"),
     *("train", "predict", "history", "new-plugin", "env", "demo"),
 )
 _TRAINER_OPTIONS = ("-tr", "-prev_stage_trainer")

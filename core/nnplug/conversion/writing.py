@@ -1,0 +1,141 @@
+"""Write images in nnU-Net's formats without loss; what a format can not hold is refused. No torch.
+
+Axes: C channels, D H W voxels (D is missing in 2D).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from nnplug.case_pool import CaseFailure
+from nnplug.conversion.reading import Image
+
+#: What nnU-Net reads and writes.
+TARGET_ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", ".tif", ".png")
+_INTEGERS = tuple(map(np.dtype, ("uint8", "uint16", "int16", "int32", "uint32")))
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file to write.
+
+    Attributes:
+        file: from the target's folder on.
+        write: called with the path to write to, which has the same ending.
+    """
+
+    file: str
+    write: Callable[[Path], object]
+
+
+def image_outputs(folder: str, case: str, image: Image, ending: str) -> list[Output]:
+    """The files of a case's images: a file a channel, but one for a colour PNG or 2D TIFF of three channels.
+
+    Raises:
+        CaseFailure: the format can not hold it.
+    """
+    together = ending in (".png", ".tif") and len(image.voxels) == 3 and len(image.size) == 2
+    if ending == ".png" and len(image.size) == 3:
+        raise CaseFailure("it is a volume, and PNG holds single slices; choose --file-ending .nii.gz")
+    voxels = fit_type(image.voxels, ending, together)
+    parts = [np.moveaxis(voxels, 0, -1)] if together else list(voxels)
+    outputs = [
+        Output(f"{folder}/{case}_{index:04d}{ending}", partial(write_voxels, part, image))
+        for index, part in enumerate(parts)
+    ]
+    return outputs + side_cars(f"{folder}/{case}", image, ending)
+
+
+def label_outputs(folder: str, case: str, label: np.ndarray, geometry: Image, ending: str) -> list[Output]:
+    """The file of a label (D H W or H W, small integers), on the grid of ``geometry``."""
+    output = Output(f"{folder}/{case}{ending}", partial(write_voxels, label, geometry))
+    return [output, *side_cars(f"{folder}/{case}", geometry, ending)]
+
+
+def side_cars(stem: str, image: Image, ending: str) -> list[Output]:
+    """A 3D TIFF has no geometry: nnU-Net reads the spacing from a file beside it; the rest is kept there too."""
+    if ending != ".tif" or len(image.size) != 3:
+        return []
+    content = {"spacing": image.spacing}
+    if image.origin_mm is not None:
+        content |= {"origin_xyz": image.origin_mm, "direction_xyz": image.direction or ()}
+    return [Output(f"{stem}.json", lambda path: path.write_text(json.dumps(content), encoding="utf-8"))]
+
+
+def fit_type(voxels: np.ndarray, ending: str, is_colour: bool = False) -> np.ndarray:
+    """The same values in a type that the format has.
+
+    Raises:
+        CaseFailure: there is none.
+    """
+    kind, size = voxels.dtype.kind, voxels.dtype.itemsize
+    if kind == "b":
+        return voxels.astype(np.uint8)
+    if kind not in "iuf" or size > 8:
+        raise CaseFailure(f"voxels of type {voxels.dtype} can not be kept; convert them to real numbers first")
+    if kind == "f":
+        if ending == ".png":
+            raise CaseFailure("PNG holds no fractions, and the voxels are floating point; choose --file-ending .tif")
+        return voxels.astype(np.float32) if size < 4 else voxels
+    allowed = _INTEGERS
+    if ending == ".png":
+        allowed = allowed[: 1 if is_colour else 2]
+    elif size <= 4:
+        return voxels
+    if voxels.dtype in allowed:
+        return voxels
+    low, high = int(voxels.min()), int(voxels.max())
+    ranges = [(int(np.iinfo(str(one)).min), int(np.iinfo(str(one)).max)) for one in allowed]
+    for dtype, (lowest, highest) in zip(allowed, ranges, strict=True):
+        if lowest <= low and high <= highest:
+            return voxels.astype(dtype)
+    what = f"{'a colour ' if is_colour else ''}{ending[1:].upper()}"
+    lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
+    advice = "choose --file-ending .nii.gz" if ending == ".png" else "scale them down first"
+    raise CaseFailure(f"the values go from {low} to {high}, and {what} holds {lowest} to {highest}; {advice}")
+
+
+def write_voxels(voxels: np.ndarray, geometry: Image, path: Path) -> None:
+    """Write one file; ``voxels`` D H W, H W, or H W 3 for colours."""
+    if path.suffix == ".tif":
+        import tifffile
+
+        photometric = "rgb" if voxels.ndim > len(geometry.size) else "minisblack"
+        tifffile.imwrite(path, voxels, compression="zlib", photometric=photometric)
+        return
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(voxels, isVector=voxels.ndim > len(geometry.size))
+    if path.suffix != ".png":
+        image.SetSpacing(geometry.spacing[::-1])
+        if geometry.origin_mm is not None:
+            image.SetOrigin(geometry.origin_mm)
+        if geometry.direction is not None:
+            image.SetDirection(geometry.direction)
+    sitk.WriteImage(image, str(path), True)
+
+
+def relabel(label: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """``values[i]`` becomes ``i``, in the smallest unsigned type.
+
+    Raises:
+        CaseFailure: other values are there; they are named.
+    """
+    present = np.unique(label)
+    wrong = [value for value in present.tolist() if value not in values]
+    if wrong:
+        more = " and others" if len(wrong) > 5 else ""
+        raise CaseFailure(
+            f"the label holds {', '.join(f'{value:.6g}' for value in wrong[:5])}{more}; "
+            f"expected {', '.join(map(str, values))}"
+        )
+    new = np.zeros(label.shape, np.uint8 if len(values) <= 256 else np.uint16)
+    for index, value in enumerate(values):
+        new[label == value] = index
+    return new
