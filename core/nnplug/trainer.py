@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, ClassVar
 from unittest.mock import patch as replaced
@@ -125,12 +126,30 @@ class ConfiguredTrainer(DataSeams):
         amp = self.resolved.config.amp
         if amp is None and "nnUNet_use_amp" in os.environ:
             amp = os.environ["nnUNet_use_amp"].lower() in ("true", "1", "t")
-        if amp is False and self.device.type == "cuda":
-            # autocast to float32 is how torch spells "off" where the code asks for autocast unconditionally
-            torch.set_autocast_dtype("cuda", torch.float32)
+        self.is_without_amp = amp is False and self.device.type == "cuda"
+        if self.is_without_amp:
             self.grad_scaler = None
         elif amp and self.device.type != "cuda":
             self.print_to_log_file(f"amp=true changes nothing on {self.device.type}: nnU-Net uses it on CUDA only.")
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        before = torch.get_autocast_dtype("cuda")
+        if self.is_without_amp:
+            # autocast to float32 is how torch spells "off" where the code asks for autocast unconditionally
+            torch.set_autocast_dtype("cuda", torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_autocast_dtype("cuda", before)
+
+    def run_training(self) -> None:
+        with self._precision():
+            super().run_training()
+
+    def perform_actual_validation(self, *args: Any, **kwargs: Any) -> None:
+        with self._precision():
+            super().perform_actual_validation(*args, **kwargs)
 
     def _do_i_compile(self) -> bool:
         wanted = self.resolved.config.compile
