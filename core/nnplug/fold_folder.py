@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -31,12 +32,37 @@ class FoldRecord:
         train, val: case identifiers.
         fingerprint_hash: SHA-256 of the data set fingerprint.
         pretrained_weights: SHA-256 of the checkpoint that the training starts from, None without.
+        previous_stage: folder of the first stage's predictions that a cascade's second stage takes as input.
     """
 
     train: list[str]
     val: list[str]
     fingerprint_hash: str
     pretrained_weights: str | None = None
+    previous_stage: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        train: Iterable[str],
+        val: Iterable[str],
+        *,
+        fingerprint: Path,
+        pretrained_weights: Path | None,
+        previous_stage: Path | None,
+        results_folder: Path,
+    ) -> FoldRecord:
+        """The record of these files; ``results_folder`` is the data set's, which may be moved with what lies in it."""
+        previous = previous_stage and previous_stage.resolve()
+        if previous and previous.is_relative_to(results_folder.resolve()):
+            previous = previous.relative_to(results_folder.resolve())
+        return cls(
+            train=[*map(str, train)],
+            val=[*map(str, val)],
+            fingerprint_hash=_hash(fingerprint),
+            pretrained_weights=_hash(pretrained_weights) if pretrained_weights else None,
+            previous_stage=str(previous) if previous else None,
+        )
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "train": sorted(self.train), "val": sorted(self.val)}
@@ -64,6 +90,8 @@ def check_fold(fold_folder: Path, record: FoldRecord) -> None:
         found.append("the data set's fingerprint is another one")
     if record.pretrained_weights not in (None, old.get("pretrained_weights")):
         found.append("it did not start from these pretrained weights")
+    if old.get("previous_stage") != record.previous_stage:
+        found.append(f"the previous stage's predictions were {old.get('previous_stage')}, now {record.previous_stage}")
     if found:
         raise NnplugError(
             f"{fold_folder} was trained on other data: {'; '.join(found)}. "
@@ -78,6 +106,16 @@ def claim_fold(fold_folder: Path, record: FoldRecord) -> None:
     path = Path(fold_folder) / FOLD_RECORD_NAME
     if not (path.exists() and has_checkpoints(fold_folder)):
         write_json(path, record.as_json())
+
+
+def check_previous_stage(folder: Path, cases: Iterable[str]) -> None:
+    """Check that the first stage of a cascade has predicted these cases. Raises NnplugError with those it has not."""
+    missing = set(cases) - {path.stem for path in folder.glob("*")}
+    if missing:
+        raise NnplugError(
+            f"The second stage of a cascade needs a prediction of every case, and {folder} has none of "
+            f"{_cases(missing)}. Train those folds of the first stage that validate them."
+        )
 
 
 def begins_with_weights(fold_folder: Path) -> bool:
@@ -157,6 +195,11 @@ def make_folder(folder: Path) -> None:
 def has_checkpoints(folder: Path) -> bool:
     patterns = ("checkpoint_*.pth", "fold_*/checkpoint_*.pth", "replaced_fold_*/checkpoint_*.pth")
     return any(next(folder.glob(pattern), None) for pattern in patterns)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cases(cases: set[str]) -> str:

@@ -111,10 +111,12 @@ def _run(job: FoldJob) -> None:
         torch.backends.cudnn.deterministic = False
         torch.backends.cudnn.benchmark = True
     trainer = _make_trainer(job, device)
+    if trainer.local_rank == 0:
+        record = trainer.fold_record()
+        if job.mode != "restart":
+            fold_folder.check_fold(job.fold_folder, record)
     if job.mode == "restart":
         _set_aside(trainer, job)
-    elif trainer.local_rank == 0:
-        fold_folder.check_fold(job.fold_folder, trainer.fold_record())
     finished = _load(trainer, job)
     is_told = job.mode != "validate" and trainer.local_rank == 0
     if not finished:

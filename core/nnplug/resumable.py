@@ -6,7 +6,6 @@ nnU-Net's ``run_training`` loop is used as it is. A resumed epoch runs its remai
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -36,11 +35,6 @@ SECONDS_BETWEEN_CHECKPOINTS = 300
 def is_verbose() -> bool:
     """``nnUNet_verbose=1``: every line of nnU-Net's log is printed, not only the progress."""
     return os.environ.get("nnUNet_verbose", "0").lower() in ("1", "true", "t")
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ResumableTrainer(CheckpointingTrainer):
@@ -86,13 +80,22 @@ class ResumableTrainer(CheckpointingTrainer):
             dist.barrier()
 
     def fold_record(self) -> fold_folder.FoldRecord:
-        """What this run trains and validates on."""
+        """What this run trains and validates on.
+
+        Raises:
+            NnplugError: a cascade's first stage has not predicted all of it.
+        """
         train, val = self.do_split()
-        return fold_folder.FoldRecord(
-            train=[*map(str, train)],
-            val=[*map(str, val)],
-            fingerprint_hash=_hash(Path(self.preprocessed_dataset_folder_base, "dataset_fingerprint.json")),
-            pretrained_weights=_hash(self.pretrained_weights) if self.pretrained_weights else None,
+        previous = self.folder_with_segs_from_previous_stage
+        if previous is not None:
+            fold_folder.check_previous_stage(Path(previous), {*train, *val})
+        return fold_folder.FoldRecord.of(
+            train,
+            val,
+            fingerprint=Path(self.preprocessed_dataset_folder_base, "dataset_fingerprint.json"),
+            pretrained_weights=self.pretrained_weights,
+            previous_stage=None if previous is None else Path(previous),
+            results_folder=Path(self.output_folder_base).parent,
         )
 
     # --- the run

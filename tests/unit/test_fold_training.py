@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from nnplug import NnplugError, training
 from nnplug.checkpoint import load, save
 from nnplug.fold_training import FoldJob, train_fold
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from support.datasets import DatasetForTests
 from support.small_trainings import train_here, write_recipe
@@ -121,3 +124,35 @@ def test_without_checkpoints_there_is_nothing_to_predict_with(tiny_dataset: Data
     assert (result["checkpoint"], result["predict_command"]) == (None, None)
     assert not list(fold_folder(tiny_dataset).glob("*.pth"))
     assert "No checkpoint written" in (fold_folder(tiny_dataset) / "training_log.txt").read_text()
+
+
+def write_previous_stage(dataset: DatasetForTests, folder: Path) -> Path:
+    """The true segmentations as what a first stage has predicted, and a second stage in the plans."""
+    plans_file = dataset.preprocessed_folder / "nnUNetPlans.json"
+    plans = json.loads(plans_file.read_text())
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plans_file.write_text(json.dumps(plans))
+    cases = nnUNetDatasetBlosc2(str(dataset.preprocessed_folder / "nnUNetPlans_3d_fullres"))
+    folder.mkdir()
+    for case in cases.identifiers:
+        _, segmentation, _, _ = cases.load_case(case)
+        nnUNetDatasetBlosc2.save_seg(np.maximum(segmentation[:][0], 0), str(folder / case))
+    return folder
+
+
+def test_a_cascade_needs_every_prediction_and_keeps_to_the_ones_it_began_with(
+    private: DatasetForTests, tmp_path: Path
+) -> None:
+    predictions = write_previous_stage(private, tmp_path / "predictions")
+    options: dict[str, Any] = {"configuration": "3d_cascade_fullres", "prev_stage_predictions": predictions}
+    recipe = write_recipe(tmp_path)
+    (predictions / "tiny_03.b2nd").rename(tmp_path / "tiny_03.b2nd")
+    with pytest.raises(NnplugError, match=r"needs a prediction of every case, and .* has none of tiny_03\. Train"):
+        train_here(private, recipe, **options)
+    (tmp_path / "tiny_03.b2nd").rename(predictions / "tiny_03.b2nd")
+
+    [result] = train_here(private, recipe, **options)
+    assert result["status"] == "completed"
+    others = Path(shutil.copytree(predictions, tmp_path / "others"))
+    with pytest.raises(NnplugError, match=f"predictions were {predictions}, now {others}. Restore the"):
+        train_here(private, recipe, **{**options, "prev_stage_predictions": others}, continue_training=True)

@@ -24,6 +24,7 @@ from nnplug.fold_folder import (
     FoldRecord,
     begins_with_weights,
     check_fold,
+    check_previous_stage,
     claim_fold,
     fold_lock,
     read_result,
@@ -360,6 +361,7 @@ def test_fold_accepts_its_own_split_in_any_order(tmp_path: Path) -> None:
         "val": ["c4"],
         "fingerprint_hash": "f",
         "pretrained_weights": None,
+        "previous_stage": None,
     }
 
 
@@ -390,6 +392,27 @@ def test_pretrained_weights_are_remembered_and_compared(tmp_path: Path) -> None:
     (fold / "nnplug_fold.json").unlink()
     with pytest.raises(NnplugError, match="it did not start from these pretrained weights"):
         check_fold(fold, record(pretrained_weights="w"))
+
+
+def test_another_previous_stage_is_refused(tmp_path: Path) -> None:
+    fold = tmp_path / "fold_0"
+    claim_fold(fold, record(previous_stage="a/predicted"))
+    (fold / "checkpoint_latest.pth").touch()
+    check_fold(fold, record(previous_stage="a/predicted"))
+    with pytest.raises(NnplugError, match="the previous stage's predictions were a/predicted, now b/predicted"):
+        check_fold(fold, record(previous_stage="b/predicted"))
+
+
+def test_cases_that_the_previous_stage_did_not_predict_are_named(tmp_path: Path) -> None:
+    for name in ("a.b2nd", "case.1.npz"):
+        (tmp_path / name).touch()
+    check_previous_stage(tmp_path, ["a", "case.1"])
+    with pytest.raises(NnplugError) as caught:
+        check_previous_stage(tmp_path, ["b", "c", "a"])
+    assert str(caught.value) == (
+        f"The second stage of a cascade needs a prediction of every case, and {tmp_path} has none of b, c. "
+        "Train those folds of the first stage that validate them."
+    )
 
 
 def test_fold_without_a_checkpoint_or_a_record_is_free(tmp_path: Path) -> None:
