@@ -6,6 +6,7 @@ nnU-Net's ``run_training`` loop is used as it is. A resumed epoch runs its remai
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -315,5 +316,7 @@ class ResumableTrainer(CheckpointingTrainer):
         super().print_to_log_file(*args, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
         if self.local_rank == 0:
             stamp = f"{datetime.now()}: " if add_timestamp else ""
-            with Path(self.output_folder, "training_log.txt").open("a", encoding="utf-8") as log:
+            path = Path(self.output_folder, "training_log.txt")
+            # a full disk is no reason to lose a training; what it needs to be written says so itself
+            with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as log:
                 log.write(stamp + " ".join(str(a) for a in args) + "\n")
