@@ -256,8 +256,7 @@ def test_names_and_ids(task: MadeTask, capsys: pytest.CaptureFixture[str]) -> No
     arguments = ["convert", "msd", "-i", str(other), "--raw-dir", str(task.raw), "-p", "0"]
     assert main(arguments) == 2
     assert capsys.readouterr().err == (
-        f"nnplug: error: The folder {other} is not named TaskXX_NAME. "
-        "Give -output_task_id ID and --dataset-name NAME.\n"
+        f"nnplug: error: The folder {other} is not named TaskXX_NAME. Give --dataset-id N and --dataset-name NAME.\n"
     )
     assert main([*arguments, "-output_task_id", "12", "--dataset-name", "made_up"]) == 0
     assert capsys.readouterr().out == f"{task.raw}/Dataset012_made_up: 3 cases converted.\n"

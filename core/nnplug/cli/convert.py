@@ -13,6 +13,18 @@ if TYPE_CHECKING:
 
 EXAMPLE = """examples:
   nnplug convert msd -i Task04_Hippocampus
+  nnplug convert images fundus --labels background=0 vessel=255 --dataset-id 12 --dataset-name Vessels
+"""
+EXAMPLE_IMAGES = """examples:
+  nnplug convert images nuclei --labels background nucleus --dataset-id 11 --dataset-name Nuclei
+  nnplug convert images scans --images '{case}.tif' --label '{case}_mask.tif' --labels background=0 pore=255 \\
+      --spacing x=5 y=5 z=10 um --dataset-id 12 --dataset-name Pores
+  nnplug convert images new_scans --images '{case}.tif' --spacing x=5 y=5 z=10 um -o to_predict
+"""
+EXAMPLE_SOIL = """example:
+  nnplug convert soil --images scans --annotations drawn --classes solid pore water --unlabelled 0 --margin 32 \\
+      --spacing x=5 y=5 z=5 um --dataset-id 13 --dataset-name Soil
+  nnplug convert soil --settings soil.toml
 """
 
 
@@ -28,6 +40,9 @@ def add_parser(subparsers: Any) -> None:
     )
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_msd(actions)
+    _add_v1(actions)
+    _add_images(actions)
+    _add_soil(actions)
 
 
 def _add(actions: Any, name: str, summary: str, description: str, epilog: str) -> argparse.ArgumentParser:
@@ -41,11 +56,10 @@ def _add(actions: Any, name: str, summary: str, description: str, epilog: str) -
     )
 
 
-def _add_target(parser: argparse.ArgumentParser, id_option: str = "--dataset-id", required: bool = True) -> None:
+def _add_target(parser: argparse.ArgumentParser, *id_options: str) -> None:
     add = parser.add_argument
-    options = dict.fromkeys([id_option, *(["-overwrite_id", "--dataset-id"] if not required else [])])
-    add(*options, dest="dataset_id", metavar="N", type=int, required=required, help="id of the new data set, 0 to 999")
-    add("--dataset-name", metavar="NAME", required=required, help="its name, without DatasetXXX_")
+    add(*id_options, "--dataset-id", dest="dataset_id", metavar="N", type=int, help="id of the new data set, 0 to 999")
+    add("--dataset-name", metavar="NAME", help="its name, without DatasetXXX_")
     add("--raw-dir", metavar="DIR", type=Path, help="folder of data sets (default: nnUNet_raw)")
 
 
@@ -67,19 +81,160 @@ def _add_msd(actions: Any) -> None:
         "example:\n  nnplug convert msd -i Task04_Hippocampus -output_task_id 104\n",
     )
     parser.add_argument("-i", dest="folder", metavar="FOLDER", type=Path, required=True, help="the task folder")
-    _add_target(parser, "-output_task_id", required=False)
+    _add_target(parser, "-output_task_id", "-overwrite_id")
     _add_running(parser)
     parser.set_defaults(func=run_msd)
+
+
+def _add_v1(actions: Any) -> None:
+    parser = _add(
+        actions,
+        "v1",
+        "a task folder of nnU-Net v1",
+        "Convert TaskXXX_NAME, whose images are named CASE_0000, into DatasetXXX_NAME. Images are copied.",
+        "example:\n  nnplug convert v1 -i nnUNet_raw_data/Task004_Hippocampus --dataset-id 104\n",
+    )
+    parser.add_argument("-i", dest="folder", metavar="FOLDER", type=Path, required=True, help="the task folder")
+    _add_target(parser)
+    _add_running(parser)
+    parser.set_defaults(func=run_v1)
+
+
+def _add_images(actions: Any) -> None:
+    parser = _add(
+        actions,
+        "images",
+        "PNG, BMP, JPG, TIFF, MHA, NRRD, NIfTI",
+        "Convert images and labels without loss into a raw data set or an inventory, or images alone into a folder to "
+        "predict. Patterns are those of nnplug inventory make; without them the folder has images and labels.",
+        EXAMPLE_IMAGES,
+    )
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", nargs="?", type=Path, help="folder with the files")
+    add("--images", metavar="PATTERN", nargs="+", help="one with {channel}, or one for each channel in its order")
+    add("--label", metavar="PATTERN", help="pattern of the labels")
+    add("--csv", metavar="FILE", type=Path, help="a table with the columns case, label and one for each channel")
+    labels = "names of the values 0, 1, 2, ..., or NAME=VALUE for other values in the files, which are renumbered"
+    add("--labels", metavar="NAME", nargs="+", default=[], help=labels)
+    add("--channels", metavar="NAME", nargs="+", help="names of the channels; CT and others choose a normalisation")
+    _add_spacing(parser)
+    endings = ".nii.gz, .nii, .mha, .nrrd, .tif or .png (default: .png for 2D images, .nii.gz for volumes)"
+    add("--file-ending", metavar="ENDING", help=endings)
+    add("--inventory", metavar="FILE", type=Path, help="write this inventory, and the images into a folder beside it")
+    add("-o", dest="output", metavar="DIR", type=Path, help="folder for images to predict, without labels")
+    _add_target(parser)
+    _add_running(parser)
+    parser.set_defaults(func=run_images)
+
+
+def _add_soil(actions: Any) -> None:
+    parser = _add(
+        actions,
+        "soil",
+        "sparsely annotated X-ray CT",
+        "Convert volumes of which a part is annotated. What is not annotated becomes nnU-Net's ignore label; the first "
+        "class becomes its background. Settings come from options or a TOML file; options win.",
+        EXAMPLE_SOIL,
+    )
+    add = parser.add_argument
+    add("--settings", metavar="FILE", type=Path, help="TOML file; its keys are the options' names with _ for -")
+    add("--images", metavar="DIR", type=Path, help="folder of the volumes")
+    add("--annotations", metavar="DIR", type=Path, help="folder of the annotations")
+    add("--image-postfix", metavar="TEXT", help="end of the volumes' names (default: .tif)")
+    add("--annotation-postfix", metavar="TEXT", help="end of the annotations' names (default: .tif)")
+    add("--classes", metavar="NAME", nargs="+", help="names of the classes in the order of their numbers")
+    add("--unlabelled", metavar="N", type=int, help="number of what is not annotated: 0 (default), -1 or another")
+    add("--margin", metavar="N", type=int, help="voxels kept around the annotated part (default: 32)")
+    add("--no-crop", action="store_true", help="keep whole volumes")
+    norm = "noNorm, zscore (default), rescale_to_0_1 or rgb_to_0_1: the channel's name, by which nnU-Net normalises"
+    add("--normalization", metavar="NAME", help=norm)
+    add("--bake-in", action="store_true", default=None, help="normalise the voxels now; the channel's name is noNorm")
+    _add_spacing(parser)
+    add("--file-ending", metavar="ENDING", help=".nii.gz (default), .nii, .mha, .nrrd or .tif")
+    _add_target(parser)
+    _add_running(parser)
+    parser.set_defaults(func=run_soil)
+
+
+def _add_spacing(parser: argparse.ArgumentParser) -> None:
+    text = "voxel spacing by axis with its unit, as x=0.5 y=0.5 z=2 mm; it wins over that of the files"
+    parser.add_argument("--spacing", metavar="AXIS=SIZE", nargs="+", help=text)
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
 def run_msd(args: argparse.Namespace) -> int:
+    return _convert_task(args, numbered=False)
+
+
+def run_v1(args: argparse.Namespace) -> int:
+    return _convert_task(args, numbered=True)
+
+
+def _convert_task(args: argparse.Namespace, *, numbered: bool) -> int:
     from nnplug.conversion.decathlon import TaskFolder, convert_task
 
-    task = TaskFolder(args.folder, args.raw_dir, args.dataset_id, args.dataset_name)
+    task = TaskFolder(args.folder, args.raw_dir, args.dataset_id, args.dataset_name, numbered)
     return _report(args, convert_task(task, _pool(args), overwrite=args.overwrite, dry_run=args.dry_run))
+
+
+def run_images(args: argparse.Namespace) -> int:
+    from nnplug.conversion.images import ImageFiles, convert_images, parse_labels
+    from nnplug.errors import NnplugError
+
+    if (args.folder is None) == (args.csv is None):
+        raise NnplugError("Where are the files? Give a FOLDER or --csv FILE, one of them.")
+    files = ImageFiles(
+        folder=args.folder,
+        target=_choose_target(args),
+        image_patterns=args.images,
+        label_pattern=args.label,
+        table=args.csv,
+        labels=parse_labels(args.labels),
+        channels=args.channels,
+        spacing_mm=_spacing(args),
+        ending=args.file_ending,
+        inventory=args.inventory,
+    )
+    return _report(args, convert_images(files, _pool(args), overwrite=args.overwrite, dry_run=args.dry_run))
+
+
+def run_soil(args: argparse.Namespace) -> int:
+    from dataclasses import fields, replace
+
+    from nnplug.conversion.soil import SoilSettings, convert_soil, load_settings
+
+    given = {field.name: getattr(args, field.name, None) for field in fields(SoilSettings)}
+    given["spacing"] = " ".join(args.spacing) if args.spacing else None
+    settings = load_settings(args.settings, given)
+    if args.no_crop:
+        settings = replace(settings, margin=None)
+    return _report(args, convert_soil(settings, _pool(args), overwrite=args.overwrite, dry_run=args.dry_run))
+
+
+def _choose_target(args: argparse.Namespace) -> Path:
+    """A data set, the folder beside an inventory, or one for images to predict."""
+    from nnplug.conversion.target import raw_target
+    from nnplug.errors import NnplugError
+
+    ways = [args.dataset_id is not None, args.inventory is not None, args.output is not None]
+    if sum(ways) != 1 or (args.dataset_id is not None) != (args.dataset_name is not None):
+        raise NnplugError(
+            "Where to? Give --dataset-id N --dataset-name NAME, --inventory FILE, or -o DIR for images to predict, one "
+            "of them."
+        )
+    if (args.output is None) != bool(args.labels):
+        raise NnplugError("-o DIR is for images to predict. A data set has labels: name them with --labels.")
+    if args.inventory is not None:
+        return Path(args.inventory.with_suffix(""))
+    return args.output or raw_target(args.raw_dir, args.dataset_id, args.dataset_name)
+
+
+def _spacing(args: argparse.Namespace) -> dict[str, float] | None:
+    from nnplug.conversion.spacing import parse_spacing
+
+    return None if args.spacing is None else parse_spacing(args.spacing)
 
 
 def _pool(args: argparse.Namespace) -> Pool:

@@ -90,7 +90,7 @@ def _target(task: TaskFolder) -> Path:
     known = task_name(task.folder)
     if known is None and (task.dataset_id is None or task.name is None):
         raise NnplugError(
-            f"The folder {task.folder} is not named TaskXX_NAME. Give -output_task_id ID and --dataset-name NAME."
+            f"The folder {task.folder} is not named TaskXX_NAME. Give --dataset-id N and --dataset-name NAME."
         )
     known_id, known_name = known or (0, "")
     return raw_target(task.raw, known_id if task.dataset_id is None else task.dataset_id, task.name or known_name)

@@ -60,8 +60,8 @@ class Conversion:
         convert: function of a module, called with ``shared``, the name and ``Case.work``; reads and checks everything
             and returns what to write. Raises CaseFailure or UnreadableImageError.
         shared: the same for every case.
-        finish: called with the target after the last case; writes what makes the result a whole one.
-        final_file: that ``finish`` writes.
+        finish: called after the last case with the files of each; writes what makes the result a whole one.
+        final_file: that ``finish`` writes; None where there is none.
     """
 
     target: Path
@@ -69,8 +69,8 @@ class Conversion:
     cases: Mapping[str, Case]
     convert: Convert
     shared: Any
-    finish: Callable[[], None]
-    final_file: Path
+    finish: Callable[[dict[str, list[str]]], None]
+    final_file: Path | None
 
 
 class Outcome(NamedTuple):
@@ -100,14 +100,16 @@ def run(conversion: Conversion, pool: Pool, *, overwrite: bool, dry_run: bool) -
     with _only_one(conversion.target), _temporary_folder(conversion.target):
         finished = _begin(conversion, overwrite)
         waiting = {name: case for name, case in conversion.cases.items() if name not in finished}
-        if waiting or not conversion.final_file.is_file():
-            conversion.final_file.unlink(missing_ok=True)
+        if waiting or not (conversion.final_file and conversion.final_file.is_file()):
+            if conversion.final_file is not None:
+                conversion.final_file.unlink(missing_ok=True)
             _write_log(conversion, finished)
             with (conversion.target / LOG).open("a", encoding="utf-8") as log:
                 _work_on(conversion, waiting, pool, log)
             if overwrite:
                 _remove_leftovers(conversion)
-            conversion.finish()
+            _, lines = _read_log(conversion.target)
+            conversion.finish({name: lines[name]["files"] for name in conversion.cases})
     return Outcome(conversion.target, list(waiting), len(conversion.cases))
 
 
@@ -152,6 +154,8 @@ def _begin(conversion: Conversion, overwrite: bool) -> set[str]:
     """
     target = conversion.target
     others = sorted(path.name for path in target.iterdir() if not path.name.startswith(".")) if target.is_dir() else []
+    if conversion.final_file is not None and conversion.final_file.parent != target and conversion.final_file.exists():
+        others.append(conversion.final_file.name)
     settings, lines = _read_log(target)
     _check_foreign(conversion)
     if settings is None:
@@ -160,6 +164,8 @@ def _begin(conversion: Conversion, overwrite: bool) -> set[str]:
                 f"{target} is there already ({shortened(others)}) and not from this command. Give --overwrite to "
                 "replace its files, or another target."
             )
+        return set()
+    if not lines:
         return set()
     wanted = as_plain_json(dict(conversion.settings))
     differing = sorted(key for key in {*settings, *wanted} if settings.get(key) != wanted.get(key))

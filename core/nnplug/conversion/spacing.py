@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nnplug.conversion.reading import UNITS_MM, Image, split_ending
@@ -43,7 +43,7 @@ def parse_spacing(words: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def find_spacing(path: Path, image: Image, stated: dict[str, float] | None) -> tuple[float, ...] | None:
+def find_spacing(path: Path, image: Image, stated: Mapping[str, float] | None) -> tuple[float, ...] | None:
     """Spacing in mm along the array's axes; None for a 2D image that has none.
 
     What is stated wins. A header and a file beside the image have to agree.

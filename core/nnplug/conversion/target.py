@@ -47,8 +47,8 @@ def check_description(subject: object, content: Mapping[str, Any]) -> None:
     raise_problems(subject, problems)
 
 
-def write_description(target: Path, content: Mapping[str, Any]) -> None:
-    """``dataset.json``."""
+def write_description(target: Path, content: Mapping[str, Any], _files: Mapping[str, Any]) -> None:
+    """``dataset.json``, as ``Conversion.finish``."""
     write_json(target / "dataset.json", content)
 
 

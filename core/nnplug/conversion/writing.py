@@ -34,28 +34,34 @@ class Output:
     write: Callable[[Path], object]
 
 
-def image_outputs(folder: str, case: str, image: Image, ending: str) -> list[Output]:
-    """The files of a case's images: a file a channel, but one for a colour PNG or 2D TIFF of three channels.
+def image_outputs(stem: str, images: Sequence[Image], ending: str) -> list[Output]:
+    """The files of a case: a file a channel, but one for a 2D image of three colours in PNG or TIFF.
+
+    Args:
+        stem: folder and case.
+        images: on the same grid; their channels are numbered through.
+        ending: one of ``TARGET_ENDINGS``.
 
     Raises:
         CaseFailure: the format can not hold it.
     """
-    together = ending in (".png", ".tif") and len(image.voxels) == 3 and len(image.size) == 2
-    if ending == ".png" and len(image.size) == 3:
+    first = images[0]
+    if ending == ".png" and len(first.size) == 3:
         raise CaseFailure("it is a volume, and PNG holds single slices; choose --file-ending .nii.gz")
-    voxels = fit_type(image.voxels, ending, together)
-    parts = [np.moveaxis(voxels, 0, -1)] if together else list(voxels)
+    if ending in (".png", ".tif") and len(images) == 1 and first.voxels.shape[0] == 3 and len(first.size) == 2:
+        parts = [np.moveaxis(fit_type(first.voxels, ending, is_colour=True), 0, -1)]
+    else:
+        parts = [fit_type(channel, ending) for image in images for channel in image.voxels]
     outputs = [
-        Output(f"{folder}/{case}_{index:04d}{ending}", partial(write_voxels, part, image))
-        for index, part in enumerate(parts)
+        Output(f"{stem}_{index:04d}{ending}", partial(write_voxels, part, first)) for index, part in enumerate(parts)
     ]
-    return outputs + side_cars(f"{folder}/{case}", image, ending)
+    return outputs + side_cars(stem, first, ending)
 
 
-def label_outputs(folder: str, case: str, label: np.ndarray, geometry: Image, ending: str) -> list[Output]:
+def label_outputs(stem: str, label: np.ndarray, geometry: Image, ending: str) -> list[Output]:
     """The file of a label (D H W or H W, small integers), on the grid of ``geometry``."""
-    output = Output(f"{folder}/{case}{ending}", partial(write_voxels, label, geometry))
-    return [output, *side_cars(f"{folder}/{case}", geometry, ending)]
+    output = Output(f"{stem}{ending}", partial(write_voxels, label, geometry))
+    return [output, *side_cars(stem, geometry, ending)]
 
 
 def side_cars(stem: str, image: Image, ending: str) -> list[Output]:
@@ -66,6 +72,13 @@ def side_cars(stem: str, image: Image, ending: str) -> list[Output]:
     if image.origin_mm is not None:
         content |= {"origin_xyz": image.origin_mm, "direction_xyz": image.direction or ()}
     return [Output(f"{stem}.json", lambda path: path.write_text(json.dumps(content), encoding="utf-8"))]
+
+
+def reader_for(ending: str, num_axes: int) -> dict[str, str]:
+    """nnU-Net's reader, for ``dataset.json``: left to itself it takes volumes of 3 or 4 slices for colours."""
+    if ending != ".tif":
+        return {}
+    return {"overwrite_image_reader_writer": "Tiff3DIO" if num_axes == 3 else "NaturalImage2DIO"}
 
 
 def fit_type(voxels: np.ndarray, ending: str, is_colour: bool = False) -> np.ndarray:

@@ -35,22 +35,23 @@ class FoundFiles:
     problems: tuple[Problem, ...]
 
 
-def find_files(folder: Path, image_patterns: Sequence[str], label_pattern: str) -> FoundFiles:
+def find_files(folder: Path, image_patterns: Sequence[str], label_pattern: str | None) -> FoundFiles:
     """Files of a folder by patterns.
 
     A pattern is a path from the folder on. ``{case}`` stands for a part of a name and may be there more than once,
     with the same text; other names in braces are parts of the case's name as well, joined with ``_``. ``*`` stands for
     anything within a name. Either there is a pattern for each channel, or one with ``{channel}``, which stands for a
-    text without ``_``.
+    text without ``_``. Images to predict have no ``label_pattern``.
 
     Raises:
         NnplugError: no folder, or patterns that can not be used.
     """
     if not folder.is_dir():
         raise NnplugError(f"There is no folder {folder}.")
-    _check_patterns(image_patterns, label_pattern)
+    _check_patterns(image_patterns, label_pattern or image_patterns[0].replace("{channel}", ""))
     problems: list[Problem] = []
-    labels = {case: path for (case, _), path in _match(folder, label_pattern, problems).items()}
+    found_labels = _match(folder, label_pattern, problems) if label_pattern is not None else {}
+    labels = {case: path for (case, _), path in found_labels.items()}
     taken = set(labels.values())
     by_channel: dict[str, dict[str, Path]] = {}
     for pattern in image_patterns:
@@ -63,7 +64,7 @@ def find_files(folder: Path, image_patterns: Sequence[str], label_pattern: str) 
     images = {case: [by_channel[key][case] for key in keys if case in by_channel.get(key, {})] for case in cases}
     for case in cases:
         gone = [key for key in keys if case not in by_channel.get(key, {})]
-        gone += [label_pattern] if case not in labels else []
+        gone += [label_pattern] if label_pattern is not None and case not in labels else []
         if gone:
             problems.append(Problem(f"nothing fits {' and '.join(gone)}", "Mend the names or the patterns.", case))
     return FoundFiles(images, labels, tuple("" if key in image_patterns else key for key in keys), tuple(problems))
