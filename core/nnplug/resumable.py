@@ -23,7 +23,7 @@ from nnunetv2.utilities.helpers import empty_cache
 from torch import distributed as dist
 
 from nnplug import fold_folder, interrupts, model_folder
-from nnplug.checkpointing import BEST, LATEST, PREVIOUS, CheckpointingTrainer, overrides
+from nnplug.checkpointing import BEST, FINAL, LATEST, PREVIOUS, CheckpointingTrainer, overrides
 from nnplug.errors import NnplugError
 from nnplug.hookspecs import EpochMetrics, call_lifecycle
 from nnplug.loaders import WorkerDiedError
@@ -105,6 +105,8 @@ class ResumableTrainer(CheckpointingTrainer):
         with interrupts.listen() as self._stop:
             try:
                 super().run_training()
+                if self._stop_requested():  # it came after the last step
+                    self._interrupt()
             except WorkerDiedError:
                 # a signal to the whole job ends the data workers too, and may do so before this process has seen it
                 if self._stop_requested():
@@ -293,9 +295,10 @@ class ResumableTrainer(CheckpointingTrainer):
             dist.all_gather_object(gathered, self._epoch_losses)
             self._epoch_losses = [float(np.mean(losses)) for losses in zip(*gathered, strict=True)]
         name = self._stop.name or "another process"
-        where = f"epoch {epoch}, step {step} of {self._steps_per_epoch}"
+        is_done = epoch >= self.num_epochs
+        where = "the end of the training" if is_done else f"epoch {epoch}, step {step} of {self._steps_per_epoch}"
         if self.local_rank == 0:
-            if not self.disable_checkpointing:
+            if not is_done and not self.disable_checkpointing:
                 self._write(Path(self.output_folder, LATEST), self._checkpoint(in_epoch=True))
                 self._writer.flush()
             self._plot.finish(self.logger.get_checkpoint())
@@ -303,7 +306,7 @@ class ResumableTrainer(CheckpointingTrainer):
             call_lifecycle("train_end", run=self.describe_run(), result=result)
         self._is_quiet = True
         self.print_to_log_file(f"Interrupted by {name} at {where}.")
-        saved = "no checkpoint (disabled)" if self.disable_checkpointing else LATEST
+        saved = "no checkpoint (disabled)" if self.disable_checkpointing else FINAL if is_done else LATEST
         raise interrupts.TrainingInterrupted(
             f"Interrupted by {name} at {where}; saved {saved} in {self.output_folder}. Continue with --c."
         )

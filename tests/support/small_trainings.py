@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nnplug import TrainerConfig
 from nnplug.training import train
 
 from support.datasets import DatasetForTests, _threads_for_processes
@@ -24,6 +25,12 @@ def write_recipe(folder: Path, name: str = "loop", **settings: Any) -> Path:
     lines = [f'name = "{name}"', *(f"{key} = {value}" for key, value in {**SETTINGS, **settings}.items())]
     path.write_text("\n".join([*lines, "[plans.architecture.arch_kwargs]", "features_per_stage = [4, 8, 16]", ""]))
     return path
+
+
+def small_config(name: str = "loop", **fields: Any) -> TrainerConfig:
+    """As :func:`write_recipe`, for what a recipe can not hold."""
+    plans = {"architecture": {"arch_kwargs": {"features_per_stage": [4, 8, 16]}}}
+    return TrainerConfig(name=name, plans=plans, **{**SETTINGS, **fields})
 
 
 def train_here(
