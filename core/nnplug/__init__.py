@@ -41,7 +41,9 @@ _LAZY = {
 }
 
 
-def resolve(trainer: str | PathLike[str] | TrainerConfig, *, trust_code: bool = False) -> ResolvedConfig:
+def resolve(
+    trainer: str | PathLike[str] | TrainerConfig | ResolvedConfig, *, trust_code: bool = False
+) -> ResolvedConfig:
     """Decide everything about a trainer: see `nnplug.registry.Registry.resolve`."""
     from nnplug.registry import get_registry
 

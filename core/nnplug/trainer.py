@@ -170,7 +170,7 @@ class ConfiguredTrainer(DataSeams):
             torch.manual_seed(seed)
         if self.is_ddp and self.device.type == "cpu":
             self._refuse_batch_norm()
-        self._try_network()
+        self.try_network()
         if self.is_ddp and self.device.type == "cpu":
             with replaced.object(trainer_module, "DDP", lambda module, **_: DistributedDataParallel(module)):
                 super().initialize()
@@ -202,8 +202,10 @@ class ConfiguredTrainer(DataSeams):
             deep_supervision,
         )
 
-    def _try_network(self) -> None:
-        """Dry run with and without deep supervision; settles whether this run has it and at which scales."""
+    def try_network(self) -> None:
+        """Dry run with and without deep supervision; settles, once, whether this run has it and at which scales."""
+        if self.outputs is not None:
+            return
         manager = self.configuration_manager
         common: dict[str, Any] = {
             "trainer": self.resolved.name,

@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
 
         from nnplug.testing.report import print_summary
 
-        console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False)
+        width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
+        console = Console(width=width, highlight=False, stderr=args.json)
         results = [(one.name, _check(one, args.quick, len(resolved) == 1, console)) for one in resolved]
         console.print()
         print_summary(results, console)

@@ -17,9 +17,9 @@ from zlib import crc32
 import numpy as np
 import torch
 
+import nnplug
 from nnplug.config import TrainerConfig
 from nnplug.fields import CODE_FIELDS
-from nnplug.registry import get_registry
 from nnplug.resolved import ResolvedConfig
 from nnplug.testing.costs import Costs, StepTime
 from nnplug.testing.exemptions import exemptions_of
@@ -107,7 +107,7 @@ def check_trainer(
     Raises:
         NnplugError: there is no such trainer.
     """
-    resolved = get_registry().resolve(trainer, trust_code=trust_code)
+    resolved = nnplug.resolve(trainer, trust_code=trust_code)
     exemptions = exemptions_of(resolved, CHECK_NAMES)
     for one in applicable(resolved):
         if quick and one.is_slow:

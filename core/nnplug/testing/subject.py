@@ -59,7 +59,7 @@ class Subject:
         self.case = case
         self.adapted_patch: Size | None = None
         self._results = tempfile.TemporaryDirectory(prefix="nnplug-check-results-", ignore_cleanup_errors=True)
-        self._failure: BaseException | None = None
+        self._has_failed = False
         self._steps: dict[int, Step] = {}
         self.kept: dict[str, Any] = {}
 
@@ -72,28 +72,24 @@ class Subject:
         """nnU-Net's trainer, on the patch that its network takes, before anything is built."""
         trainer = self.new_trainer()
         try:
-            trainer._try_network()
+            trainer.try_network()
         except PatchRefusedError as refusal:
             if self.resolved.config.patch_size is not None:
                 raise
             self.adapted_patch = refusal.proposal
             trainer = self.new_trainer()
-            trainer._try_network()
+            trainer.try_network()
         return trainer
 
     @cached_property
     def trainer(self) -> Any:
         """The same, initialised on the CPU."""
-        if self._failure is not None:
+        if self._has_failed:
             raise CheckFailed("a trainer that can be built", f"builds[{self.case.name}] fails")
-        try:
-            assert self.planned is not None
-            trainer = self.new_trainer()
-            trainer.initialize()
-        except Exception as error:
-            self._failure = error
-            raise
-        return trainer
+        self._has_failed = True
+        self.planned.initialize()
+        self._has_failed = False
+        return self.planned
 
     def plans(self) -> dict[str, Any]:
         """The plans, with the patch that the network takes."""
