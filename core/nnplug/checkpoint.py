@@ -78,6 +78,7 @@ class Writer:
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nnplug-checkpoint")
         self._waiting: dict[Path, object] = {}
+        self._finished: list[Path] = []
         self._num_unfinished = 0
         self._idle = threading.Condition(self._lock)
         self._error: BaseException | None = None
@@ -98,6 +99,12 @@ class Writer:
         self._executor.submit(self._run, plain, Path(path), keep_previous, ticket)
         if earlier_error is not None:
             raise earlier_error
+
+    def take_finished(self) -> list[Path]:
+        """The files that were completed since the last call, in order."""
+        with self._lock:
+            finished, self._finished = self._finished, []
+        return finished
 
     def flush(self) -> None:
         """Wait until everything is written; raises the first error since the last report."""
@@ -122,6 +129,8 @@ class Writer:
         try:
             if is_newest:
                 _write(plain, path, keep_previous)
+                with self._lock:
+                    self._finished.append(path)
         except BaseException as error:  # a thread has no other way to report
             with self._lock:
                 self._error = self._error or error

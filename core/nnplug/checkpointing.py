@@ -51,7 +51,6 @@ class CheckpointingTrainer(nnUNetTrainer):
         super().__init__(*args, **kwargs)
         self._writer = Writer()
         self._last_saved = time()
-        self._pending_saved: list[Path] = []
         self._epoch_losses: list[float] = []  # of the steps done in this epoch, those before an interruption included
         self._epoch_started = 0.0
         self._seconds_before = 0.0  # spent in this epoch before an interruption
@@ -93,12 +92,10 @@ class CheckpointingTrainer(nnUNetTrainer):
 
     def _write(self, path: Path, checkpoint: dict[str, Any]) -> None:
         self._writer.write(checkpoint, path, path.with_name(PREVIOUS) if path.name == LATEST else None)
-        self._pending_saved.append(path)
 
     def _announce_saved(self) -> None:
-        """Tell loggers of the checkpoints whose file is there; the writer may still be busy with the newest."""
-        for path in [p for p in self._pending_saved if p.exists()]:
-            self._pending_saved.remove(path)
+        """Tell loggers of the checkpoints that are complete; the writer may still be busy with the newest."""
+        for path in self._writer.take_finished():
             call_lifecycle("checkpoint_saved", run=self.describe_run(), path=path)
 
     def _checkpoint(self, *, in_epoch: bool = False) -> dict[str, Any]:

@@ -301,6 +301,7 @@ class ResumableTrainer(CheckpointingTrainer):
             if not is_done and not self.disable_checkpointing:
                 self._write(Path(self.output_folder, LATEST), self._checkpoint(in_epoch=True))
                 self._writer.flush()
+                self._announce_saved()
             self._plot.finish(self.logger.get_checkpoint())
             result = {"status": "interrupted", "epoch": epoch, "step": step}
             call_lifecycle("train_end", run=self.describe_run(), result=result)

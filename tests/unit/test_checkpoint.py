@@ -504,6 +504,22 @@ def test_writer_drops_a_waiting_checkpoint_for_a_newer_one(tmp_path: Path, monke
     writer.close()
 
 
+def test_writer_tells_which_files_are_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, writer = SlowDisk(monkeypatch), Writer()
+    latest, best, nowhere = tmp_path / "latest", tmp_path / "best", tmp_path / "gone" / "latest"
+    latest.write_text("of an epoch before")
+    for epoch, path in ((1, latest), (1, best), (2, best), (2, nowhere)):
+        writer.write({"epoch": epoch}, path)
+    assert disk.started.wait(20)
+    assert writer.take_finished() == []
+    disk.release.set()
+    with pytest.raises(NnplugError, match="Could not write"):
+        writer.flush()
+    assert writer.take_finished() == [latest, best]
+    assert writer.take_finished() == []
+    writer.close()
+
+
 def test_writer_returns_before_the_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, writer = SlowDisk(monkeypatch), Writer()
     writer.write({"epoch": 1}, tmp_path / "a")

@@ -43,12 +43,64 @@ def test_a_log_that_can_not_be_written_ends_no_training(trainer: Any) -> None:
 
 
 LISTENER = """
+import torch
 HEARD = []
 
 @nnplug.hookimpl
+def train_start(run):
+    HEARD.append(("train_start", run.is_resumed))
+
+@nnplug.hookimpl
+def epoch_end(run, metrics):
+    HEARD.append(("epoch_end", metrics.epoch))
+
+@nnplug.hookimpl
+def checkpoint_saved(run, path):
+    checkpoint = torch.load(path, weights_only=True)
+    HEARD.append((path.name, (checkpoint["current_epoch"], checkpoint["nnplug"]["step"])))
+
+@nnplug.hookimpl
 def train_end(run, result):
-    HEARD.append((result["status"], result.get("epoch")))
+    HEARD.append(("train_end", result["status"]))
 """
+
+
+class SignalledInTheSecondEpoch(nnUNetTrainer):
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        if self.current_epoch == 1 and not os.environ.get("UNDISTURBED"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_loggers_hear_of_epochs_and_of_complete_checkpoints(
+    tiny_dataset: DatasetForTests, installed: PluginSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed.add("listener", code=LISTENER)
+    config = small_config(base_trainer=SignalledInTheSecondEpoch, num_epochs=3, num_iterations_per_epoch=2)
+    with pytest.raises(TrainingInterrupted):
+        train_here(tiny_dataset, config)
+    import listener  # type: ignore[import-not-found]
+
+    heard = [event for event in listener.HEARD if event[0] != "checkpoint_best.pth"]
+    assert heard == [
+        ("train_start", False),
+        ("epoch_end", 0),
+        ("checkpoint_latest.pth", (1, 1)),
+        ("train_end", "interrupted"),
+    ]
+    assert ("checkpoint_best.pth", (1, 0)) in listener.HEARD[:-1]
+
+    listener.HEARD.clear()
+    monkeypatch.setenv("UNDISTURBED", "1")
+    train_here(tiny_dataset, config, continue_training=True)
+    heard = [event for event in listener.HEARD if event[0] != "checkpoint_best.pth"]
+    assert heard == [
+        ("train_start", True),
+        ("epoch_end", 1),
+        ("epoch_end", 2),
+        ("checkpoint_final.pth", (3, 0)),
+        ("train_end", "completed"),
+    ]
 
 
 class SignalledAtTheEnd(nnUNetTrainer):
@@ -76,4 +128,7 @@ def test_a_signal_after_the_last_step_comes_before_the_validation(
     assert not (fold / "validation").exists()
     [result] = train_here(tiny_dataset, config, continue_training=True)
     assert result["status"] == "completed"
-    assert listener.HEARD == [("interrupted", 1), ("completed", None)]
+    assert [event for event in listener.HEARD if event[0] == "train_end"] == [
+        ("train_end", "interrupted"),
+        ("train_end", "completed"),
+    ]
