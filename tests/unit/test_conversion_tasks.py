@@ -270,3 +270,32 @@ def test_a_target_around_its_source(task: MadeTask) -> None:
     task.folder.rename(inside)
     task.folder = inside
     assert "lies in" in task.refusal()
+
+
+def test_tasks_of_nnunet_v1(tmp_path: Path) -> None:
+    task = MadeTask(tmp_path)
+    task.content["modality"] = {"0": "T1", "1": "T2"}
+    task.write()
+    for path in [*(task.folder / "imagesTr").iterdir(), *(task.folder / "imagesTs").iterdir()]:
+        whole = path.read_bytes()
+        path.unlink()
+        for channel in range(2):
+            path.with_name(path.name.replace(".nii.gz", f"_{channel:04d}.nii.gz")).write_bytes(whole)
+    convert = ["convert", "v1", "-i", str(task.folder), "--raw-dir", str(task.raw), "-np", "0"]
+    assert main(convert) == 0
+    target = task.raw / "Dataset007_Made"
+    assert json.loads((target / "dataset.json").read_text())["channel_names"] == {"0": "T1", "1": "T2"}
+    for part in ("imagesTr", "imagesTs", "labelsTr"):
+        assert sorted(path.name for path in (target / part).iterdir()) == sorted(
+            path.name for path in (task.folder / part).iterdir()
+        )
+
+
+def test_channels_of_nnunet_v1_that_are_missing(tmp_path: Path) -> None:
+    task = MadeTask(tmp_path)
+    for path in (task.folder / "imagesTr").iterdir():
+        path.rename(path.with_name(path.name.replace(".nii.gz", "_0001.nii.gz")))
+    (task.folder / "imagesTs/t.nii.gz").unlink()
+    with pytest.raises(NnplugError) as caught:
+        convert_task(TaskFolder(task.folder, task.raw, numbered=True), IN_THIS_PROCESS)
+    assert "a_0001.nii.gz: channel 0000 was expected. Name images CASE_0000.nii.gz, CASE_0001" in str(caught.value)

@@ -43,6 +43,7 @@ def add_parser(subparsers: Any) -> None:
     _add_v1(actions)
     _add_images(actions)
     _add_soil(actions)
+    _add_predictions(actions)
 
 
 def _add(actions: Any, name: str, summary: str, description: str, epilog: str) -> argparse.ArgumentParser:
@@ -156,6 +157,23 @@ def _add_soil(actions: Any) -> None:
     parser.set_defaults(func=run_soil)
 
 
+def _add_predictions(actions: Any) -> None:
+    parser = _add(
+        actions,
+        "predictions",
+        "predictions in NIfTI, to MHA or TIFF",
+        "Convert every NIfTI file of a folder, with voxels and geometry kept exactly. A TIFF has its geometry in a "
+        "JSON file beside it.",
+        "example:\n  nnplug convert predictions -i predicted -o as_mha --file-ending .mha\n",
+    )
+    add = parser.add_argument
+    add("-i", dest="folder", metavar="DIR", type=Path, required=True, help="folder of predictions")
+    add("-o", dest="output", metavar="DIR", type=Path, required=True, help="folder of the result")
+    add("--file-ending", metavar="ENDING", required=True, help=".mha or .tif")
+    _add_running(parser)
+    parser.set_defaults(func=run_predictions)
+
+
 def _add_spacing(parser: argparse.ArgumentParser) -> None:
     text = "voxel spacing by axis with its unit, as x=0.5 y=0.5 z=2 mm; it wins over that of the files"
     parser.add_argument("--spacing", metavar="AXIS=SIZE", nargs="+", help=text)
@@ -211,6 +229,13 @@ def run_soil(args: argparse.Namespace) -> int:
     if args.no_crop:
         settings = replace(settings, margin=None)
     return _report(args, convert_soil(settings, _pool(args), overwrite=args.overwrite, dry_run=args.dry_run))
+
+
+def run_predictions(args: argparse.Namespace) -> int:
+    from nnplug.conversion.predictions import convert_predictions
+
+    running = {"overwrite": args.overwrite, "dry_run": args.dry_run}
+    return _report(args, convert_predictions(args.folder, args.output, args.file_ending, _pool(args), **running))
 
 
 def _choose_target(args: argparse.Namespace) -> Path:

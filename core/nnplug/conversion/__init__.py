@@ -9,5 +9,6 @@ running      in parallel, file by file whole, going on where it stopped
 decathlon    task folders of the Decathlon and of nnU-Net v1
 images       images of any common format
 soil         sparsely annotated X-ray CT
+predictions  predictions to MHA or TIFF
 ===========  ==================================================================
 """

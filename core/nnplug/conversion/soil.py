@@ -105,7 +105,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         kind = kinds[key].removesuffix(" | None")
         kinds_in_toml: dict[str, type] = {"int": int, "bool": bool, "tuple[str, ...]": list}
         python = kinds_in_toml.get(kind, str)
-        if type(value) is not python or (python is list and not all(map(_is_text, value))):
+        if type(value) is not python or (isinstance(value, list) and not all(map(_is_text, value))):
             expected = {int: "an integer", bool: "true or false", list: "a list of texts"}.get(python, "a text")
             raise NnplugError(f"{path}: {key}: expected {expected}, got {value!r}.")
     paths = {key: path.parent / value for key, value in content.items() if kinds[key].startswith("Path")}
