@@ -16,9 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnplug.checkpoint import Writer, load
 from nnplug.hookspecs import TrainingRun, call_lifecycle
+from nnplug.loaders import worker_seeds
 from nnplug.model_folder import Manifest
 from nnplug.references import describe
 from nnplug.resolved import ResolvedConfig
+from nnplug.worker_process import seed_generators
 
 LATEST, PREVIOUS = "checkpoint_latest.pth", "checkpoint_previous.pth"
 BEST, FINAL = "checkpoint_best.pth", "checkpoint_final.pth"
@@ -150,6 +152,10 @@ class CheckpointingTrainer(nnUNetTrainer):
         self._epoch_losses = list(partial.get("losses", []))
         self._seconds_before = partial.get("seconds", 0.0)
         self._is_resumed = True
+        # the network was made with the seed itself, and going on from there would repeat the beginning
+        seeds = worker_seeds(self.resolved.config.seed, 1, self.local_rank, self.current_epoch, len(self._epoch_losses))
+        if seeds is not None:
+            seed_generators(seeds[0])
 
     def _load_state(self, checkpoint: dict[str, Any]) -> None:
         if not self.was_initialized:

@@ -82,7 +82,8 @@ class DataSeams(ResumableTrainer):
         cases_train, cases_val = self.get_tr_and_val_datasets()
         train = self._loader(self._sampler(), cases_train, initial_patch_size, augment)
         val = self._loader(nnUNetDataLoader, cases_val, patch_size, plain)
-        return build_augmenters(train, val, self.device, self.resolved.config.seed, self.local_rank, self.current_epoch)
+        position = (self.local_rank, self.current_epoch, len(self._epoch_losses))
+        return build_augmenters(train, val, self.device, self.resolved.config.seed, *position)
 
     def _check_mirroring(self, augment: Any) -> None:
         """A class with transforms of its own may never mirror; prediction would, over axes never seen in training."""

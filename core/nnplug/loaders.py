@@ -146,7 +146,7 @@ class SerialAugmenter(SingleThreadedAugmenter):
             self.wait_seconds += perf_counter() - started
 
 
-def worker_seeds(seed: int | None, num_workers: int, rank: int = 0, epoch: int = 0) -> list[int] | None:
+def worker_seeds(seed: int | None, num_workers: int, rank: int = 0, epoch: int = 0, step: int = 0) -> list[int] | None:
     """A seed for each data worker; None (each takes its own from the system) without a seed.
 
     Args:
@@ -154,15 +154,22 @@ def worker_seeds(seed: int | None, num_workers: int, rank: int = 0, epoch: int =
         num_workers: how many.
         rank: of the DDP process, so that no two processes load the same batches.
         epoch: the first one to train, so that a resumed run does not repeat the batches of its beginning.
+        step: likewise, inside the epoch.
     """
     if seed is None:
         return None
-    state = np.random.SeedSequence(seed, spawn_key=(rank, epoch)).generate_state(num_workers)
+    state = np.random.SeedSequence(seed, spawn_key=(rank, epoch, step)).generate_state(num_workers)
     return [int(value) for value in state]
 
 
 def build_augmenters(
-    train_loader: Any, val_loader: Any, device: torch.device, seed: int | None, rank: int = 0, epoch: int = 0
+    train_loader: Any,
+    val_loader: Any,
+    device: torch.device,
+    seed: int | None,
+    rank: int = 0,
+    epoch: int = 0,
+    step: int = 0,
 ) -> tuple[Augmenter | SerialAugmenter, Augmenter | SerialAugmenter]:
     """Start the workers of training and validation, in nnU-Net's numbers; their first batches are not waited for.
 
@@ -173,12 +180,13 @@ def build_augmenters(
         seed: see ``worker_seeds``; with 0 workers the training process's own generators count.
         rank: likewise.
         epoch: likewise.
+        step: likewise.
     """
     num_train = get_allowed_n_proc_DA()
     if num_train == 0:
         return SerialAugmenter(train_loader, None), SerialAugmenter(val_loader, None)
     num_val = max(1, num_train // 2)
-    seeds = worker_seeds(seed, num_train + num_val, rank, epoch)
+    seeds = worker_seeds(seed, num_train + num_val, rank, epoch, step)
     augmenters = []
     for loader, part, num_cached in (
         (train_loader, slice(num_train), max(6, num_train // 2)),

@@ -61,7 +61,7 @@ def work(task: WorkerTask) -> None:
     parent = os.getppid()
     _leave_signals_to_parent()
     torch.set_num_threads(1)
-    _seed(task.seed)
+    seed_generators(task.seed)
     _record_cases(task)
     # an unsendable batch fails in the queue's own thread, which would only print it and drop the batch
     task.batches._on_queue_feeder_error = lambda error, _batch: _fail(task, error)  # type: ignore[attr-defined]
@@ -99,7 +99,8 @@ def _leave_signals_to_parent() -> None:
             signal.signal(getattr(signal, name), action)
 
 
-def _seed(seed: int | None) -> None:
+def seed_generators(seed: int | None) -> None:
+    """Seed numpy, torch and random; None takes a seed from the system."""
     # forked workers all inherit one state of torch's and random's generators: without a seed, take a fresh one
     fresh = int.from_bytes(os.urandom(4), "little") if seed is None else seed
     np.random.seed(fresh)

@@ -213,7 +213,7 @@ def test_seeds_repeat_and_differ() -> None:
     assert seeds == worker_seeds(3, 6)
     assert len(set(seeds)) == 6
     assert all(type(seed) is int and 0 <= seed < 1 << 32 for seed in seeds)
-    others = (worker_seeds(4, 6), worker_seeds(3, 6, rank=1), worker_seeds(3, 6, epoch=1))
+    others = [worker_seeds(4, 6), *(worker_seeds(3, 6, **{part: 1}) for part in ("rank", "epoch", "step"))]
     assert all(not set(seeds) & set(other) for other in others)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nnplug
+import numpy as np
 import pytest
 import torch
 from nnplug.interrupts import TrainingInterrupted
@@ -18,19 +21,25 @@ from support.datasets import DatasetForTests
 from support.plugin_packages import PluginSite
 from support.small_trainings import small_config, train_here
 
+MakeTrainer = Callable[..., Any]
+
 
 @pytest.fixture
-def trainer(tiny_dataset: DatasetForTests) -> Any:
-    plans, dataset_json = (
-        json.loads((tiny_dataset.preprocessed_folder / name).read_text())
-        for name in ("nnUNetPlans.json", "dataset.json")
-    )
-    trainer_class = build_trainer_class(nnplug.resolve(small_config()))
+def make_trainer(tiny_dataset: DatasetForTests) -> Iterator[MakeTrainer]:
+    folder = tiny_dataset.preprocessed_folder
+    plans, dataset_json = (json.loads((folder / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))
+
+    def make(**fields: Any) -> Any:
+        trainer_class = build_trainer_class(nnplug.resolve(small_config(**fields)))
+        arguments = ("3d_fullres", 0, dataset_json, torch.device("cpu"))
+        return trainer_class({**plans, "continue_training": False}, *arguments)
+
     with tiny_dataset.activated():
-        yield trainer_class({**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+        yield make
 
 
-def test_a_log_that_can_not_be_written_ends_no_training(trainer: Any) -> None:
+def test_a_log_that_can_not_be_written_ends_no_training(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
     trainer.print_to_log_file("before")
     log = Path(trainer.output_folder, "training_log.txt")
     assert log.read_text().endswith(": before\n")
@@ -40,6 +49,22 @@ def test_a_log_that_can_not_be_written_ends_no_training(trainer: Any) -> None:
     log.rmdir()
     trainer.print_to_log_file("again", add_timestamp=False)
     assert log.read_text() == "again\n"
+
+
+def test_a_seeded_training_that_goes_on_does_not_repeat_its_beginning(make_trainer: MakeTrainer) -> None:
+    def draw() -> tuple[float, ...]:
+        return (torch.rand(1).item(), np.random.rand(), random.random())
+
+    begun = make_trainer(seed=3)
+    begun.initialize()
+    drawn = [draw()]
+    for step in (1, 2, 2):
+        begun._epoch_losses = [0.5] * step
+        resumed = make_trainer(seed=3)
+        resumed.load_checkpoint(begun._checkpoint(in_epoch=True))
+        drawn.append(draw())
+    assert drawn[2] == drawn[3]
+    assert all(len(set(numbers)) == 3 for numbers in zip(*drawn, strict=True))
 
 
 LISTENER = """
