@@ -154,6 +154,8 @@ def _conflict(key: str, one: Layer, other: Layer, text: str) -> NnplugError:
     implied = next((layer.implied[key] for layer in (one, other) if key in layer.implied), None)
     reason = f" ({implied} decides it in its class)" if implied else ""
     message = f"'{one.name}' and '{other.name}' both set {key}{reason}; '-tr {text}' can have only one."
+    if key == "base_trainer":
+        return NnplugError(f"{message} Leave one out, or name parts in place of classes: nnplug trainers")
     if key not in CODE_FIELDS:
         owner = other if key in other.values else one
         return NnplugError(f"{message} To decide: {text}+{key}={spell_value(key, owner.values.get(key))}")

@@ -40,12 +40,15 @@ def stock_prediction_obstacle(resolved: ResolvedConfig) -> str | None:
 
 
 def needed_packages(resolved: ResolvedConfig) -> list[str]:
-    """Top-level packages that stock nnU-Net needs to build the network; empty where nnU-Net has it all."""
+    """What has to be installed for stock nnU-Net to build the network; empty where nnU-Net has it all."""
     component = resolved.config.network_builder
     if component is None:
         return []
     package = describe(component.target).partition(":")[0].partition(".")[0]
-    return [] if package in ("torch", "nnunetv2", "dynamic_network_architectures") else [package]
+    if package in ("torch", "nnunetv2", "dynamic_network_architectures"):
+        return []
+    owner = get_registry().distribution_of(package)
+    return [owner[0] if owner else package]
 
 
 def _missing_package(module: str) -> str | None:

@@ -99,8 +99,9 @@ def find_cases(inputs: Path, model: ModelFolder) -> tuple[list[Case], list[str]]
     for name in images:
         match = _CHANNEL.fullmatch(name.removesuffix(ending))
         if match is None:
-            stem = re.sub(r"_\d*$", "", name.removesuffix(ending)) or "CASE"
-            problems.append(f"{name} has no four-digit channel number: rename it to {stem}_0000{ending}")
+            problems.append(
+                f"{name} has no four-digit channel number: rename it to {name.removesuffix(ending)}_0000{ending}"
+            )
         else:
             groups.setdefault(match[1], []).append(name)
     return [Case(case, tuple(inputs / name for name in files)) for case, files in sorted(groups.items())], problems

@@ -227,7 +227,8 @@ def _check_names(manager: ConfigurationManager, folder: Path, trust_code: bool) 
         if not root.isidentifier() or importlib.util.find_spec(root) is None:
             raise NnplugError(
                 f"{folder / 'plans.json'} needs '{name}', and no package '{root}' is installed. "
-                "Install the plugin that the model was trained with."
+                "Install the plugin that the model was trained with; a module of your own needs its folder in PYTHONPATH, "
+                "and --trust-code."
             )
         try:
             found = load_dotted(name, trusted=trust_code)

@@ -86,7 +86,10 @@ def import_module(module_name: str, ref: str) -> types.ModuleType:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise NnplugError(f"'{ref}': there is no module '{error.name}'. Is its package installed?") from error
+            raise NnplugError(
+                f"'{ref}': there is no module '{error.name}'. Is its package installed? "
+                "A module of your own is found through PYTHONPATH."
+            ) from error
         raise NnplugError(
             f"'{ref}': importing '{module_name}' needs '{error.name}', which is not installed."
         ) from error

@@ -35,5 +35,6 @@ def installed(site: PluginSite, monkeypatch: pytest.MonkeyPatch) -> PluginSite:
             registries.append(site.registry())
         return registries[0]
 
-    monkeypatch.setattr("nnplug.registry.get_registry", get_registry)
+    for module in ("registry", "portability"):
+        monkeypatch.setattr(f"nnplug.{module}.get_registry", get_registry)
     return site

@@ -48,7 +48,7 @@ def test_every_field_that_is_set(capsys: pytest.CaptureFixture[str]) -> None:
         ],
     ]
     assert len({line.index(value) for line, value in zip(lines[3:8:4], ("acme", "5"), strict=True)}) == 1
-    assert lines[9:] == ["", "Stock nnU-Net can predict with it where the package acme_nets is installed."]
+    assert lines[9:] == ["", "Stock nnU-Net can predict with it where acme-nets is installed."]
 
 
 def test_a_single_name_has_its_description(capsys: pytest.CaptureFixture[str]) -> None:

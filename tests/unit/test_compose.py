@@ -241,7 +241,7 @@ CONFLICTS = [
         "nnUNetTrainerDA5+nnUNetTrainerDiceLoss",
         "'nnUNetTrainerDA5' and 'nnUNetTrainerDiceLoss' both set base_trainer; "
         "'-tr nnUNetTrainerDA5+nnUNetTrainerDiceLoss' can have only one. "
-        "To decide: nnUNetTrainerDA5+nnUNetTrainerDiceLoss+base_trainer=@nnUNetTrainerDiceLoss",
+        "Leave one out, or name parts in place of classes: nnplug trainers",
     ),
     (
         "clash",
@@ -256,7 +256,7 @@ def test_conflicts_name_both_owners_the_field_and_the_cure(text: str, expected: 
     assert message(text) == expected
 
 
-@pytest.mark.parametrize("text", [text for text, _ in CONFLICTS if text != "clash"])
+@pytest.mark.parametrize("text", [text for text, cure in CONFLICTS if text != "clash" and "To decide" in cure])
 def test_the_proposed_cure_works(text: str) -> None:
     cure = message(text).rpartition(": ")[2]
     assert named(cure).config is not None

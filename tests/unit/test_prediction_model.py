@@ -168,7 +168,8 @@ def test_another_version_of_a_plugin_warns(tmp_path: Path, capsys: pytest.Captur
 def test_a_network_whose_package_is_missing(tmp_path: Path) -> None:
     assert error_of(with_architecture(tmp_path, network_class_name="acme_nets.nets.PlainConvUNet")) == (
         "plans.json needs 'acme_nets.nets.PlainConvUNet', and no package 'acme_nets' is installed. "
-        "Install the plugin that the model was trained with."
+        "Install the plugin that the model was trained with; a module of your own needs its folder in PYTHONPATH, and "
+        "--trust-code."
     )
 
 
@@ -178,7 +179,7 @@ def test_no_other_network_of_the_same_name(tmp_path: Path) -> None:
     message = error_of(folder)
     assert message == (
         "plans.json: architecture: 'monai.networks.nets.gone:PlainConvUNet': there is no module "
-        "'monai.networks.nets.gone'. Is its package installed?"
+        "'monai.networks.nets.gone'. Is its package installed? A module of your own is found through PYTHONPATH."
     )
 
 

@@ -66,7 +66,9 @@ def test_a_missing_module(site: PluginSite) -> None:
     for ref, module in (("nowhere.net:Net", "nowhere"), ("acme_nets.net:Net", "acme_nets.net")):
         with pytest.raises(NnplugError) as error:
             load(ref, trusted=True)
-        assert str(error.value) == f"'{ref}': there is no module '{module}'. Is its package installed?"
+        assert str(error.value) == f"'{ref}': there is no module '{module}'. Is its package installed? " + (
+            "A module of your own is found through PYTHONPATH."
+        )
 
 
 def test_a_missing_dependency(site: PluginSite) -> None:

@@ -112,7 +112,7 @@ def _print(report: dict[str, Any], with_unset: bool) -> None:
     if not prediction["possible"]:
         print(f"Stock nnU-Net can not predict with it: {prediction['reason']}.")
     elif prediction["needs"]:
-        print(f"Stock nnU-Net can predict with it where the package {prediction['needs'][0]} is installed.")
+        print(f"Stock nnU-Net can predict with it where {prediction['needs'][0]} is installed.")
     else:
         print("Stock nnU-Net can predict with it.")
 
