@@ -70,6 +70,23 @@ def test_wrong_arguments_are_exit_code_2(arguments: list[str], capsys: pytest.Ca
     assert "usage: nnplug" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("train 4 3d_fullres 0 -c", "nnplug train: error: unrecognized arguments: -c. Did you mean --c?"),
+        ("predict -i a -o b -d 4 -c 2d --disable_ta", "--disable_ta. Did you mean --disable_tta?"),
+        ("inventory check x --nothing", "nnplug inventory check: error: unrecognized arguments: --nothing."),
+    ],
+)
+def test_an_unknown_option_is_told_by_its_command(
+    arguments: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments.split())
+    assert exit.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["-h"])

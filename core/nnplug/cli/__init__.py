@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    args = parser.parse_args(argv)
+    args = _parse(parser, list(sys.argv[1:] if argv is None else argv))
     try:
         return int(args.func(args) or 0)
     except NnplugError as error:
@@ -99,6 +100,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (| head): nothing is wrong, and the interpreter must not flush again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """The arguments; what no command knows is told with the usage of the command and not of ``nnplug``."""
+    if not argv:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        words = " ".join(word for word in argv if not word.startswith("-"))
+        commands = list_commands(parser)
+        command = commands[max((name for name in commands if f"{words} ".startswith(f"{name} ")), key=len)]
+        known = [option for action in command._actions for option in action.option_strings]
+        near = get_close_matches(unknown[0], known, n=1) or [
+            o for o in known if o.lstrip("-") == unknown[0].lstrip("-")
+        ]
+        hint = f" Did you mean {near[0]}?" if near else ""
+        command.error(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
+    return args
 
 
 def import_quickly(module: str) -> Any:
