@@ -44,6 +44,7 @@ def add_parser(subparsers: Any) -> None:
     _add_images(actions)
     _add_soil(actions)
     _add_predictions(actions)
+    _add_describing(actions)
 
 
 def _add(actions: Any, name: str, summary: str, description: str, epilog: str) -> argparse.ArgumentParser:
@@ -174,6 +175,26 @@ def _add_predictions(actions: Any) -> None:
     parser.set_defaults(func=run_predictions)
 
 
+def _add_describing(actions: Any) -> None:
+    parser = _add(
+        actions,
+        "generate-dataset-json",
+        "a dataset.json for a raw data set without one",
+        "Count the cases in imagesTr and labelsTr and write dataset.json.",
+        "example:\n  nnplug convert generate-dataset-json Dataset011_Cells --channels MR --labels background cell\n",
+    )
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", type=Path, help="DatasetXXX_NAME with imagesTr and labelsTr")
+    add("--channels", metavar="NAME", nargs="+", required=True, help="names of the channels 0000, 0001, ...")
+    labels = "names of the values 0, 1, 2, ..., or NAME=VALUE, or NAME=VALUE,VALUE for a region"
+    add("--labels", metavar="NAME", nargs="+", required=True, help=labels)
+    add("--regions-class-order", metavar="N", type=int, nargs="+", help="value to write for each region")
+    add("--file-ending", metavar="ENDING", default=".nii.gz", help="of every file (default: .nii.gz)")
+    add("--dry-run", action="store_true", help="check everything, write nothing")
+    add("--overwrite", action="store_true", help="replace a dataset.json that is there")
+    parser.set_defaults(func=run_describing)
+
+
 def _add_spacing(parser: argparse.ArgumentParser) -> None:
     text = "voxel spacing by axis with its unit, as x=0.5 y=0.5 z=2 mm; it wins over that of the files"
     parser.add_argument("--spacing", metavar="AXIS=SIZE", nargs="+", help=text)
@@ -236,6 +257,23 @@ def run_predictions(args: argparse.Namespace) -> int:
 
     running = {"overwrite": args.overwrite, "dry_run": args.dry_run}
     return _report(args, convert_predictions(args.folder, args.output, args.file_ending, _pool(args), **running))
+
+
+def run_describing(args: argparse.Namespace) -> int:
+    from nnplug.conversion.describing import describe_raw_folder, parse_regions
+    from nnplug.inventory.problems import count
+
+    content = describe_raw_folder(
+        args.folder,
+        args.channels,
+        parse_regions(args.labels),
+        args.file_ending,
+        regions_class_order=args.regions_class_order,
+        overwrite=args.overwrite,
+        dry_run=args.dry_run,
+    )
+    print(f"{args.folder / 'dataset.json'}: {count(content['numTraining'], 'case')}.")
+    return 0
 
 
 def _choose_target(args: argparse.Namespace) -> Path:

@@ -10,5 +10,6 @@ decathlon    task folders of the Decathlon and of nnU-Net v1
 images       images of any common format
 soil         sparsely annotated X-ray CT
 predictions  predictions to MHA or TIFF
+describing   a dataset.json for a raw data set without one
 ===========  ==================================================================
 """
