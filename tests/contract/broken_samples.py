@@ -7,6 +7,7 @@ from typing import Any
 
 import nnplug
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import SegOnlyTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
@@ -263,6 +264,22 @@ class LastOutputOnly(nn.Module):
         if isinstance(output, list):
             output, target = output[-1], target[-1]
         return functional.cross_entropy(output, target[:, 0].long())
+
+
+class AppendsHalfTheLabels(SegOnlyTransform):
+    def _apply_to_segmentation(self, segmentation: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.cat([segmentation, (segmentation[:1] > 1).to(segmentation.dtype)])
+
+
+class OtherFromTheWorkers(nn.Module):
+    """Weighs the objects, but the channel from the workers misses one of them."""
+
+    def target_transform(self) -> AppendsHalfTheLabels:
+        return AppendsHalfTheLabels()
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor, extra: torch.Tensor | None) -> torch.Tensor:
+        weight = 1 + ((target[:, 0] > 0) if extra is None else extra[:, 0]).float()
+        return (weight * functional.cross_entropy(output, target[:, 0].long(), reduction="none")).mean()
 
 
 # --- the rest --------------------------------------------------------------------------------------------------------

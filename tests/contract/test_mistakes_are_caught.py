@@ -85,6 +85,7 @@ def test_network(cls: type[nn.Module], caught_by: str, message: str) -> None:
         (broken.mean_over_no_voxel, "loss_finite", "no foreground at all, .*\nfound:    loss nan"),
         (broken.without_graph, "loss_finite", "a number without a graph"),
         (broken.logarithm_of_zero, "loss_autocast", "gradient not finite. Compute sums in float32"),
+        (broken.OtherFromTheWorkers, "loss_target_transform", "the loss .* that it has without them"),
         (broken.LastOutputOnly, "loss_deep_supervision", "a gradient for the first output"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nnplug.losses import target_transform_of
 from nnplug.testing.made_up_data import IGNORE_LABEL
 from nnplug.testing.outcomes import CheckFailed
 from nnplug.testing.subject import Subject
@@ -20,6 +21,7 @@ SURE = 5.0
 #: How much two values must differ to count as different, relative to the larger.
 RESOLUTION = 1e-6
 AUTOCAST_TOLERANCE = 0.05
+TRANSFORM_TOLERANCE = 1e-4
 
 
 def perfect_is_best(subject: Subject) -> None:
@@ -99,6 +101,20 @@ def ignored_voxels(subject: Subject) -> None:
         raise CheckFailed("a gradient of 0 in ignored voxels", found, subject.where("loss_fn"))
 
 
+def target_transform(subject: Subject) -> None:
+    """The loss is the same with the channels that the data workers append as without them."""
+    loss, labels = _loss(subject), subject.labels()
+    make = target_transform_of(loss)
+    assert make is not None, "chosen for losses that have one"
+    transform, targets = make(), subject.targets(labels)[0]
+    extended = torch.stack([transform(segmentation=sample)["segmentation"] for sample in targets])
+    logits = _logits(subject, labels) * 0.3 + torch.randn(_shape(subject))
+    with torch.no_grad():
+        without, given = float(loss(logits, targets)), float(loss(logits, extended))
+    if abs(given - without) > TRANSFORM_TOLERANCE * max(abs(given), abs(without)):
+        raise CheckFailed(f"the loss {without:.6g} that it has without them", f"{given:.6g}", subject.where("loss_fn"))
+
+
 def finite_loss(subject: Subject) -> None:
     """Loss and gradient are finite: for samples without foreground, without annotation, for sure and wrong logits."""
     loss, labels = _loss(subject), subject.labels()
@@ -176,6 +192,7 @@ ON_EVERY_PLAN = {
     "loss_deep_supervision": loss_deep_supervision,
 }
 WITH_IGNORE_LABEL = {"loss_ignored_voxels": ignored_voxels}
+WITH_TARGET_TRANSFORM = {"loss_target_transform": target_transform}
 ON_ONE_PLAN = {"loss_autocast": loss_autocast}
 
 

@@ -25,6 +25,7 @@ CHECK_NAMES = (
     *network_checks.ON_REFERENCE_PLANS,
     *loss_checks.ON_EVERY_PLAN,
     *loss_checks.WITH_IGNORE_LABEL,
+    *loss_checks.WITH_TARGET_TRANSFORM,
     *loss_checks.ON_ONE_PLAN,
     *training_checks.OF_SCHEDULE,
     *training_checks.OF_SAMPLER,
@@ -108,6 +109,8 @@ def _quick(
         yield loss_checks.ON_EVERY_PLAN
         if case.has_ignore_label:
             yield loss_checks.WITH_IGNORE_LABEL
+        if _loss_traits(resolved).target_transform is not None:
+            yield loss_checks.WITH_TARGET_TRANSFORM
         if is_first:
             yield loss_checks.ON_ONE_PLAN
     if is_first and decides(resolved, "lr_scheduler"):
