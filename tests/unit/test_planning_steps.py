@@ -7,12 +7,15 @@ import json
 import resource
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nnplug.case_pool import Pool
 from nnplug.errors import NnplugError
 from nnplug.planning.data import PlanningData, find_raw_data, open_inventory
@@ -109,6 +112,12 @@ def test_an_inventory_equals_stock_with_the_same_dataset_json(made: MadeInventor
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
     made.save("labels/case_1.nii.gz", np.zeros_like(make_case(1)[1]))
+    image, label = make_case(0)
+    image[:, :3] = image[:1] = 0  # cropped, labelled voxels too, and a hole that is not
+    image[2:4, 4:6, 4:6] = 0
+    label[:, 2] = 1
+    made.save("images/case_0_0000.nii.gz", image)
+    made.save("labels/case_0.nii.gz", label)
     image, label = make_case(2, (7, 12, 9))
     made.save("images/case_2_0000.nii.gz", image, spacing=(0.5, 0.7, 3.0))
     made.save("labels/case_2.nii.gz", label, spacing=(0.5, 0.7, 3.0))
@@ -153,6 +162,36 @@ def test_shards_are_merged_by_the_last_one(tiny: PlanningData, few_samples: None
     assert not file.exists()
     assert extract_fingerprint(tiny, POOL, shard=Shard(1, 2))
     assert file.read_bytes() == whole
+
+
+@given(
+    sizes=st.lists(st.integers(0, 60), min_size=1, max_size=5).filter(any),
+    num_samples=st.integers(1, 40),
+    num_channels=st.integers(1, 3),
+)
+def test_samples_are_those_that_nnunet_draws(sizes: list[int], num_samples: int, num_channels: int) -> None:
+    """Fewer, as many or more voxels than samples, and none."""
+    from nnplug.planning.samples import Samples, keep_for_samples
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    rng = np.random.default_rng(0)
+    stock: list[list] = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for index, size in enumerate(sizes):
+            images = rng.normal(size=(num_channels, 1, 1, size + 1)).astype(np.float32)
+            label = np.array([0] + [1] * size).reshape(1, 1, 1, -1)
+            stock.append(
+                DatasetFingerprintExtractor.collect_foreground_intensities(label, images, num_samples=num_samples)[0]
+            )
+            paths.append(Path(folder, f"{index}.npy"))
+            np.save(paths[-1], keep_for_samples(images[:, 0, 0, 1:], num_samples))
+        samples = Samples(paths, num_samples)
+        for channel in range(num_channels):
+            expected = np.concatenate([case[channel] for case in stock])
+            drawn = samples.draw(channel)
+            assert drawn.dtype == expected.dtype
+            assert np.array_equal(drawn, expected)
 
 
 def test_a_fingerprint_that_is_there_is_kept(
@@ -448,7 +487,7 @@ def test_a_disk_that_fills_ends_it_with_one_line(
 
 
 def test_a_disk_that_fills_during_the_fingerprint(tiny: PlanningData, few_samples: None) -> None:
-    with largest_file(30_000), pytest.raises(NnplugError, match=r"File too large .* Free some space and run it again"):
+    with largest_file(100), pytest.raises(NnplugError, match=r"File too large .* Free some space and run it again"):
         extract_fingerprint(tiny, POOL)
     assert not (tiny.folder / "dataset_fingerprint.json").exists()
     assert extract_fingerprint(tiny, POOL)

@@ -1,7 +1,7 @@
 """The fingerprint of a data set: nnU-Net's analysis of each case, in parallel, resumable, in shards.
 
-Each case's intensities go into a folder of their own until all are there; then they are merged one channel after the
-other, as nnU-Net does with all of them in memory. The result is the same to the last bit.
+Each case's foreground goes into a folder of its own until all are there; then nnU-Net's samples are drawn from it, one
+channel after the other. The result is nnU-Net's to the last bit.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice, get_bbox_from_mask
 from batchgenerators.utilities.file_and_folder_operations import save_json
 from filelock import FileLock
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
-from nnplug.case_pool import Pool
+from nnplug.case_pool import CaseFailure, Pool
 from nnplug.errors import NnplugError
 from nnplug.inventory.case_check import CheckSettings, byte_problems, image_problems, label_problems
 from nnplug.inventory.checking import check_cases, settings_of
@@ -31,10 +33,12 @@ from nnplug.planning.classes import find_class
 from nnplug.planning.data import PlanningData, write_dataset_json
 from nnplug.planning.data_record import FINGERPRINT, file_states, nnunet_version, set_aside_splits, write_record
 from nnplug.planning.disk import flush_to_disk, telling_when_full
+from nnplug.planning.samples import Samples, keep_for_samples
 from nnplug.planning.shards import WHOLE, Shard
 
 _CASES_FOLDER = ".nnplug_fingerprint"
 _ABOUT = "case.json"
+_PIXELS = "foreground.npy"
 
 
 def extract_fingerprint(
@@ -160,73 +164,51 @@ def _extract_cases(data: PlanningData, pool: Pool, job: _Job, shard: Shard) -> N
 
 
 def _extract_case(job: _Job, name: str, files: CaseFiles) -> list[Problem]:
-    """In a worker: nnU-Net's analysis; returns problems instead of a result where the rules are checked."""
-    assert files.label is not None
-    problems: list[Problem] = []
-    reader: Any = job.settings.reader
+    """In a worker: nnU-Net's ``analyze_case``; returns problems instead of a result where the rules are checked."""
+    problems = byte_problems(name, files) if job.strict else []
+    reader = job.settings.reader()
+    images, properties = reader.read_images(list(map(str, files.images)))
+    label, _ = reader.read_seg(str(files.label))
     if job.strict:
-        problems += byte_problems(name, files)
-        reader = _CheckingReader(job.settings, name, files, problems)
-    try:
-        shape, spacing, intensities, _, relative_size = DatasetFingerprintExtractor.analyze_case(
-            list(map(str, files.images)), str(files.label), reader, job.num_samples
-        )
-    except _FoundProblems:
+        assert files.label is not None
+        held = len(images) // len(files.images)
+        problems += image_problems(name, files.images, [held] * len(files.images), images)
+        problems += label_problems(name, files.label, label, job.settings.label_values)
+    if problems:
         return list(dict.fromkeys(problems))
+    if images.shape[1:] != label.shape[1:]:
+        raise CaseFailure(f"its images have {images.shape[1:]} voxels, its label has {label.shape[1:]}")
+    if not np.isfinite([images.min(), images.max(), label.min(), label.max()]).all():
+        raise CaseFailure("the images or the label hold NaN or infinite voxels")
+    # holes within the image have no influence on the box around it, so they need not be filled
+    box = bounding_box_to_slice(get_bbox_from_mask(reduce(np.logical_or, (channel != 0 for channel in images))))
+    cropped, foreground = images[(slice(None), *box)], label[0][box] > 0
     about = {
         "key": job.keys[name],
-        "shape": list(map(int, shape)),
-        "spacing": [value.item() if hasattr(value, "item") else value for value in spacing],
-        "relative_size": float(relative_size),
+        "shape": list(cropped.shape[1:]),
+        "spacing": [value.item() if hasattr(value, "item") else value for value in properties["spacing"]],
+        "relative_size": float(np.prod(cropped.shape[1:]) / np.prod(images.shape[1:])),
     }
+    pixels = np.stack([channel[foreground] for channel in cropped])
     with telling_when_full(job.folder):
-        _save(job.folder / name, intensities, about)
+        _save(job.folder / name, keep_for_samples(pixels, job.num_samples), about)
     return []
 
 
-def _save(folder: Path, intensities: Sequence[Any], about: Mapping[str, Any]) -> None:
+def _save(folder: Path, pixels: np.ndarray, about: Mapping[str, Any]) -> None:
     """A folder that is there is whole."""
     draft = folder.with_name(f".{uuid.uuid4()}")
     draft.mkdir()
     try:
-        for channel, values in enumerate(intensities):
-            np.save(draft / f"{channel}.npy", np.asarray(values))
-            flush_to_disk(draft / f"{channel}.npy")
-        (draft / _ABOUT).write_text(json.dumps(about))
-        flush_to_disk(draft / _ABOUT)
+        np.save(draft / _PIXELS, pixels)
+        (draft / _ABOUT).write_text(json.dumps({**about, "num_pixels": pixels.shape[1]}))
+        for path in draft.iterdir():
+            flush_to_disk(path)
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(draft, folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-
-
-class _CheckingReader:
-    """nnU-Net's reader in the place of its class; what it reads is checked on the way."""
-
-    def __init__(self, settings: CheckSettings, name: str, files: CaseFiles, problems: list[Problem]) -> None:
-        self.settings, self.name, self.files, self.problems = settings, name, files, problems
-
-    def __call__(self) -> _CheckingReader:
-        return self
-
-    def read_images(self, paths: list[str]) -> tuple[np.ndarray, dict]:
-        images, properties = self.settings.reader().read_images(paths)
-        single = len(images) == len(paths)
-        channels = [1] * len(paths) if single else [len(images) // len(paths)] * len(paths)
-        self.problems += image_problems(self.name, self.files.images, channels, images)
-        return images, properties
-
-    def read_seg(self, path: str) -> tuple[np.ndarray, dict]:
-        label, properties = self.settings.reader().read_seg(path)
-        self.problems += label_problems(self.name, Path(path), label, self.settings.label_values)
-        if self.problems:
-            raise _FoundProblems
-        return label, properties
-
-
-class _FoundProblems(Exception):
-    """Ends the analysis of a case."""
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------
@@ -239,8 +221,8 @@ def _merge(data: PlanningData, job: _Job) -> None:
         if not job.folder.is_dir():
             return
         cases = [(job.folder / name, json.loads((job.folder / name / _ABOUT).read_text())) for name in job.keys]
-        num_channels = len(job.settings.channel_names)
-        statistics = {index: _statistics([folder for folder, _ in cases], index) for index in range(num_channels)}
+        samples = Samples([folder / _PIXELS for folder, _ in cases], job.num_samples)
+        statistics = {index: _statistics(samples.draw(index)) for index in range(len(job.settings.channel_names))}
         fingerprint = {
             "spacings": [about["spacing"] for _, about in cases],
             "shapes_after_crop": [about["shape"] for _, about in cases],
@@ -255,25 +237,14 @@ def _merge(data: PlanningData, job: _Job) -> None:
         shutil.rmtree(job.folder)
 
 
-def _statistics(folders: Sequence[Path], channel: int) -> dict[str, float]:
-    """nnU-Net's statistics of a channel, one copy of its intensities in memory."""
-    paths = [folder / f"{channel}.npy" for folder in folders]
-    sizes, dtypes = zip(*((array.size, array.dtype) for array in map(_mapped, paths)), strict=True)
-    values = np.empty(sum(sizes), np.result_type(*dtypes))
-    if not values.size:
-        raise NnplugError("No case has a labelled voxel, so there are no intensities to plan with. See the labels.")
-    for path, size, end in zip(paths, sizes, np.cumsum(sizes), strict=True):
-        values[end - size : end] = _mapped(path)
+def _statistics(values: np.ndarray) -> dict[str, float]:
+    """nnU-Net's statistics of a channel; orders its values anew."""
     statistics = {
         "mean": float(np.mean(values)),
         "std": float(np.std(values)),
         "min": float(np.min(values)),
         "max": float(np.max(values)),
     }
-    # last, since it may then sort what the others have to add up in the cases' order
+    # last, since the others add the values up in the cases' order
     low, median, high = np.percentile(values, np.array((0.5, 50.0, 99.5)), overwrite_input=True)
     return {**statistics, "median": float(median), "percentile_99_5": float(high), "percentile_00_5": float(low)}
-
-
-def _mapped(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
