@@ -58,8 +58,7 @@ def commands() -> str:
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """The parser of every command by its name."""
-    [action] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(action.choices)
+    return cli.list_commands(parser)
 
 
 def _help(title: str, parser: argparse.ArgumentParser) -> str:

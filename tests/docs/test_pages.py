@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from nnplug.cli import build_parser
+from nnplug.cli import build_parser, list_commands
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -75,8 +75,10 @@ def test_commands_can_be_typed(page: str, command: str) -> None:
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
-    [action] = [a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    return dict(action.choices)
+    """Commands by name, aliases included; ``inventory make`` is in two words."""
+    parser = build_parser()
+    [action] = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return {**action.choices, **list_commands(parser)}
 
 
 @pytest.mark.parametrize(("page", "code"), MENTIONS, ids=[f"{page}: {code}" for page, code in MENTIONS])
@@ -84,7 +86,8 @@ def test_mentioned_commands_and_options_exist(page: str, code: str) -> None:
     """In a sentence a command need not be whole."""
     _, command, *arguments = code.split()
     assert command in subcommands(), page
-    known = subcommands()[command]._option_string_actions
+    parser = subcommands().get(" ".join([command, *arguments[:1]]), subcommands()[command])
+    known = parser._option_string_actions
     assert [word for word in arguments if word.startswith("-") and word not in known] == [], page
 
 

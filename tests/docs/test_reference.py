@@ -50,7 +50,7 @@ def test_the_page_is_what_the_code_says(columns: str, monkeypatch: pytest.Monkey
 def test_nothing_is_missing() -> None:
     commands = list(load_maker().subcommands(build_parser()))
     assert set(COMMANDS) <= set(commands)
-    assert re.findall(r"^### nnplug ([\w-]+)$", section("Commands"), re.MULTILINE) == commands
+    assert re.findall(r"^### nnplug ([\w -]+)$", section("Commands"), re.MULTILINE) == commands
     assert re.findall(r"^\| `(\w+)` \|", section("Fields"), re.MULTILINE) == list(FIELDS)
     assert re.findall(r"^### (\w+)$", section("Hooks"), re.MULTILINE) == list(HOOKS)
     assert re.findall(r"^### nnplug\.(\w+)$", section("Public names"), re.MULTILINE) == nnplug.__all__
