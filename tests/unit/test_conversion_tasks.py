@@ -172,6 +172,13 @@ def test_changed_sources_and_settings(task: MadeTask) -> None:
     assert json.loads((target / "dataset.json").read_text())["labels"] == {"background": 0, "cube": 1}
 
 
+def test_a_conversion_that_fails_again_is_no_data_set_any_more(task: MadeTask) -> None:
+    target, _ = task.convert()
+    task.save("labelsTr/a.nii.gz", np.full((6, 8, 10), 3, np.uint8))
+    assert "case a: a.nii.gz: the label holds 3; labels has 0, 1." in task.refusal(overwrite=True)
+    assert not (target / "dataset.json").exists()
+
+
 def test_what_is_there_is_not_overwritten(task: MadeTask) -> None:
     target = task.raw / "Dataset007_Made"
     (target / "imagesTr").mkdir(parents=True)
