@@ -92,7 +92,7 @@ def configs_of(text: str) -> list[TrainerConfig]:
 
 
 def test_every_block_is_known() -> None:
-    assert len(FILES) == 12
+    assert len(FILES) == 13
     assert len(SNIPPETS) == 4
     assert PAGE.count("```python") + PAGE.count("```toml") == len(FILES) + len(SNIPPETS)
 
@@ -350,17 +350,20 @@ def test_the_recipe_needs_trust_and_then_trains(folder: Path, make_trainer: Make
     assert trainer.num_epochs == 300
 
 
+def registry_with_the_package(folder: Path) -> Registry:
+    project = tomllib.loads(FILES["pyproject.toml"])
+    assert project["tool"]["setuptools"]["packages"] == [PACKAGE]
+    entry_points = project["project"]["entry-points"][GROUP]
+    PluginSite(folder).add_metadata(project["project"]["name"], project["project"]["version"], entry_points, [PACKAGE])
+    own = [e for d in importlib.metadata.distributions(path=[str(folder)]) for e in d.entry_points if e.group == GROUP]
+    others = [e for e in importlib.metadata.entry_points(group=GROUP) if e.name != PACKAGE]
+    return Registry([*others, *own])
+
+
 def test_the_package_is_a_plugin(
     folder: Path, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    project = tomllib.loads(FILES["pyproject.toml"])
-    assert project["tool"]["setuptools"]["packages"] == [PACKAGE]
-    site = PluginSite(folder)
-    entry_points = project["project"]["entry-points"][GROUP]
-    site.add_metadata(project["project"]["name"], project["project"]["version"], entry_points, [PACKAGE])
-    own = [e for d in importlib.metadata.distributions(path=[str(folder)]) for e in d.entry_points if e.group == GROUP]
-    others = [e for e in importlib.metadata.entry_points(group=GROUP) if e.name != PACKAGE]
-    registry = Registry([*others, *own])
+    registry = registry_with_the_package(folder)
     monkeypatch.setattr("nnplug.registry.get_registry", lambda: registry)
 
     assert registry.failures == []
@@ -382,6 +385,20 @@ def test_the_package_is_a_plugin(
     assert (
         import_string(sys.modules["example_nets.network"].build_example_net) == "example_nets.network:build_example_net"
     )
+
+
+@pytest.mark.usefixtures("make_trainer")
+def test_the_packages_own_test_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnplug.testing import run_checks
+
+    registry = registry_with_the_package(folder)
+    monkeypatch.setattr("nnplug.registry.get_registry", lambda: registry)
+    test = importlib.import_module("test_example_nets").test_example_net
+    checks = [parameter.values[0] for parameter in test.pytestmark[0].args[1]]
+    assert {check.resolved.name for check in checks} == {"example_net"}
+    outcomes = list(run_checks(checks))
+    assert len(outcomes) > 20
+    assert [outcome.message for outcome in outcomes if outcome.status != "passed"] == []
 
 
 def test_the_package_is_listed_without_torch(folder: Path) -> None:
