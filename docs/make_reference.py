@@ -17,10 +17,11 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nnplug
-from nnplug import cli, hookspecs, interrupts
+from nnplug import cli, hookspecs, interrupts, testing
 from nnplug.config import TrainerConfig
 from nnplug.fields import FIELDS
 from nnplug.loss_contract import LossTraits
@@ -32,13 +33,14 @@ HEAD = """# Reference
 
 <!-- Made by docs/make_reference.py from the code. Do not edit: change the code and run it. -->
 
-[Commands](#commands), [fields](#fields), [hooks](#hooks), [public names](#public-names), [exit codes](#exit-codes).
+[Commands](#commands), [fields](#fields), [hooks](#hooks), [public names](#public-names),
+[names for tests](#names-for-tests), [exit codes](#exit-codes).
 """
 
 
 def make() -> str:
     """The whole page."""
-    sections = [HEAD, commands(), fields(), hooks(), public_names(), exit_codes()]
+    sections = [HEAD, commands(), fields(), hooks(), public_names(), names_for_tests(), exit_codes()]
     return "\n".join(section.strip("\n") + "\n" for section in sections)
 
 
@@ -148,6 +150,16 @@ def public_names() -> str:
     return "\n".join(parts)
 
 
+def names_for_tests() -> str:
+    """Every name of ``nnplug.testing.__all__``."""
+    parts = ["## Names for tests\n\n`from nnplug.testing import ...`. More: [Checking a trainer](check.md).\n"]
+    for name in testing.__all__:
+        is_constant = name == "CASES"
+        text = f"`{testing.CASES}`: cases of every made-up data set." if is_constant else _defined(name, testing)
+        parts.append(f"### nnplug.testing.{name}\n\n{text.strip()}\n")
+    return "\n".join(parts)
+
+
 def _public(name: str) -> str:
     if name == "API_VERSION":
         number = nnplug.API_VERSION
@@ -156,17 +168,21 @@ def _public(name: str) -> str:
         return "The version of nnplug, text."
     if name == "hookimpl":
         return "Decorator that marks a function as a [hook](#hooks)."
-    module, node = _definition(name)
+    traits = f"\n{_sections(inspect.getdoc(LossTraits) or '')}" if name == "loss_traits" else ""
+    return _defined(name, nnplug) + traits
+
+
+def _defined(name: str, package: ModuleType) -> str:
+    """Signature and docstring of a public name of a package."""
+    module, node = _definition(name, package.__name__)
+    text = _sections(ast.get_docstring(node) or "")
     if isinstance(node, ast.FunctionDef):
-        traits = f"\n{_sections(inspect.getdoc(LossTraits) or '')}" if name == "loss_traits" else ""
-        return f"{_code(_signature(module, name))}\n{_sections(ast.get_docstring(node) or '')}{traits}"
-    found = getattr(nnplug, name)
-    return f"{_code(_class_signature(node))}\n{_sections(inspect.getdoc(found) or '')}" + _methods(node)
+        return f"{_code(_signature(module, name))}\n{text}"
+    return f"{_code(_class_signature(node))}\n{text}" + _methods(node)
 
 
-def _definition(name: str) -> tuple[str, ast.FunctionDef | ast.ClassDef]:
+def _definition(name: str, module: str) -> tuple[str, ast.FunctionDef | ast.ClassDef]:
     """Module and definition of a public name, found by following imports in the sources."""
-    module = "nnplug"
     for _ in range(5):
         body = _source(module).body
         for node in body:

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import nnplug
 import pytest
+from nnplug import testing
 from nnplug.cli import COMMANDS, build_parser
 from nnplug.fields import FIELDS
 from nnplug.plugin_loading import HOOKS
@@ -54,6 +55,7 @@ def test_nothing_is_missing() -> None:
     assert re.findall(r"^\| `(\w+)` \|", section("Fields"), re.MULTILINE) == list(FIELDS)
     assert re.findall(r"^### (\w+)$", section("Hooks"), re.MULTILINE) == list(HOOKS)
     assert re.findall(r"^### nnplug\.(\w+)$", section("Public names"), re.MULTILINE) == nnplug.__all__
+    assert re.findall(r"^### nnplug\.testing\.(\w+)$", section("Names for tests"), re.MULTILINE) == testing.__all__
 
 
 def test_every_argument_of_train_and_predict_is_described() -> None:

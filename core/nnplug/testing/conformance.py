@@ -93,16 +93,17 @@ class Outcome:
 def check_trainer(
     trainer: str | os.PathLike[str] | TrainerConfig | ResolvedConfig, *, quick: bool = False, trust_code: bool = False
 ) -> Iterator[tuple[str, Check]]:
-    """Every check that applies to a trainer, as (name, callable).
+    """Generate every check that applies to a trainer, as (name, callable).
 
     Args:
         trainer: text as after ``-tr``, the path of a recipe, or a config.
         quick: leave out the checks that take many seconds: torch.compile, two processes, a prediction by stock nnU-Net.
         trust_code: let a recipe name code anywhere.
 
-    Yields:
-        Names such as ``gradients[2d]``, each with a callable that raises ``CheckFailed`` (an ``AssertionError``) where
-        the trainer fails, and ``unittest.SkipTest`` where the check can not be run or the author is exempt from it.
+    Returns:
+        A generator of names such as ``gradients[2d]``, each with a callable that raises ``CheckFailed`` (an
+        ``AssertionError``) where the trainer fails, and ``unittest.SkipTest`` where the check can not be run or the
+        author is exempt from it.
 
     Raises:
         NnplugError: there is no such trainer.
