@@ -56,7 +56,7 @@ class CheckpointingTrainer(nnUNetTrainer):
         self._epoch_losses: list[float] = []  # of the steps done in this epoch, those before an interruption included
         self._epoch_started = 0.0
         self._seconds_before = 0.0  # spent in this epoch before an interruption
-        self._is_resumed = False
+        self._is_resumed = self._is_announced = False
 
     def describe_run(self) -> TrainingRun:
         """This run, as loggers are told of it."""
@@ -72,6 +72,12 @@ class CheckpointingTrainer(nnUNetTrainer):
             is_resumed=self._is_resumed,
             config=self.resolved.as_dict(),
         )
+
+    def announce_start(self, *, is_resumed: bool) -> None:
+        """Tell loggers, once. They may refuse with a NnplugError, so call it before much is spent."""
+        if self.local_rank == 0 and not self._is_announced:
+            self._is_resumed, self._is_announced = is_resumed, True
+            call_lifecycle("train_start", run=self.describe_run())
 
     def bare_network(self) -> nn.Module:
         """The network without DDP's and torch.compile's wrappers."""
@@ -151,7 +157,6 @@ class CheckpointingTrainer(nnUNetTrainer):
         partial = checkpoint.get("nnplug", {}).get("partial_epoch") or {}
         self._epoch_losses = list(partial.get("losses", []))
         self._seconds_before = partial.get("seconds", 0.0)
-        self._is_resumed = True
         # the network was made with the seed itself, and going on from there would repeat the beginning
         seeds = worker_seeds(self.resolved.config.seed, 1, self.local_rank, self.current_epoch, len(self._epoch_losses))
         if seeds is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -182,6 +183,12 @@ def set_aside(fold_folder: Path) -> Path | None:
     except OSError as error:
         raise NnplugError(f"Could not move {fold_folder} to {target}: {error.strerror}.") from error
     return target
+
+
+def put_back(kept: Path, fold_folder: Path) -> None:
+    """Undo ``set_aside``; what a training that was refused has written in its place goes."""
+    shutil.rmtree(fold_folder)
+    kept.rename(fold_folder)
 
 
 def make_folder(folder: Path) -> None:

@@ -115,14 +115,13 @@ def _run(job: FoldJob) -> None:
         record = trainer.fold_record()
         if job.mode != "restart":
             fold_folder.check_fold(job.fold_folder, record)
-    if job.mode == "restart":
-        _set_aside(trainer, job)
-    finished = _load(trainer, job)
+    with _set_aside(trainer, job):
+        if job.mode != "validate":
+            trainer.announce_start(is_resumed=job.mode == "continue" and bool(_checkpoints(job.fold_folder)))
+        finished = _load(trainer, job)
     is_told = job.mode != "validate" and trainer.local_rank == 0
     if not finished:
         trainer.run_training()
-    elif is_told:
-        call_lifecycle("train_start", run=trainer.describe_run())
     if job.validate_best:
         if trainer.is_ddp:
             dist.barrier()  # the first process may still be writing it
@@ -164,13 +163,25 @@ def _make_trainer(job: FoldJob, device: torch.device) -> Any:
     return trainer
 
 
-def _set_aside(trainer: Any, job: FoldJob) -> None:
-    """Move an earlier training away, once it is certain that the new one can begin."""
+@contextmanager
+def _set_aside(trainer: Any, job: FoldJob) -> Iterator[None]:
+    """``--restart`` moves an earlier training away, and back if the new one is refused before it begins."""
+    if job.mode != "restart":
+        yield
+        return
     trainer.initialize()
     if trainer.local_rank == 0 and _checkpoints(job.fold_folder):
+    kept = None
         kept = fold_folder.set_aside(job.fold_folder)
         job.fold_folder.mkdir()
         print(f"nnplug: the earlier training was set aside in {kept}")
+    try:
+        yield
+    except NnplugError:
+        if kept is not None:
+            fold_folder.put_back(kept, job.fold_folder)
+        raise
+    if kept is not None:
     if trainer.is_ddp:
         dist.barrier()
 

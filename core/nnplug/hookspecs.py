@@ -95,9 +95,10 @@ def register_recipes() -> str | Path:  # type: ignore[empty-body]
 
 @hookspec
 def train_start(run: TrainingRun) -> None:
-    """Called once, before the first step, in the main process only (as all hooks below).
+    """Called once, before data are loaded, in the main process only (as all hooks below).
 
-    Also when a training is continued that only lacks its final validation; not with ``--val``.
+    Raise `NnplugError` here, and here only, to refuse a training. Also called when a training is continued that only
+    lacks its final validation; not with ``--val``.
     """
 
 
@@ -126,7 +127,7 @@ def call_lifecycle(hook_name: str, **kwargs: Any) -> None:
     """Call a lifecycle hook of every plugin, one plugin at a time.
 
     A logger must not end a training: a plugin that raises is reported once and its lifecycle hooks are not called again
-    in this process.
+    in this process. Only ``train_start``, when nothing is spent yet, may refuse with a `NnplugError`.
 
     Args:
         hook_name: one of `LIFECYCLE_HOOKS`.
@@ -141,9 +142,9 @@ def call_lifecycle(hook_name: str, **kwargs: Any) -> None:
             continue
         try:
             registry.call_plugin(record, hook_name, **kwargs)
-        except NnplugError:
-            raise  # the user asked for something that the plugin can not do
         except Exception as error:
+            if hook_name == "train_start" and isinstance(error, NnplugError):
+                raise  # the user asked for something that the plugin can not do
             registry.silenced.add(record.key)
             _log.warning(
                 "Plugin %s failed in %s (%s: %s). Training goes on without its hooks.",

@@ -122,6 +122,7 @@ class ResumableTrainer(CheckpointingTrainer):
         self._writer.flush()
 
     def on_train_start(self) -> None:
+        self.announce_start(is_resumed=self.current_epoch > 0 or bool(self._epoch_losses))
         if overrides(self.base_trainer, "on_train_start"):
             super().on_train_start()
             self._claim()
@@ -146,7 +147,6 @@ class ResumableTrainer(CheckpointingTrainer):
             self._save_debug_information()
         if self.local_rank == 0:
             self._progress = TrainingProgress(self.num_epochs, self.num_iterations_per_epoch)
-            call_lifecycle("train_start", run=self.describe_run())
         self._is_quiet = not is_verbose()
 
     def on_train_end(self) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from nnplug import TrainerConfig
 from nnplug.training import train
 
-from support.datasets import DatasetForTests, _threads_for_processes
+from support.datasets import DatasetForTests
 
 SETTINGS = {
     "num_epochs": 1,
@@ -17,6 +20,17 @@ SETTINGS = {
     # the plan's patch holds a whole image of tiny_dataset: the validation is one step a case
     "mirror_axes": [],
 }
+
+
+class _Threads:
+    """In place of the context ``spawn``, whose processes would import torch for longer than their work takes."""
+
+    Pool = ThreadPool
+    Process = None
+
+
+def _context(method: str | None = None, _original: Any = multiprocessing.get_context) -> Any:
+    return _Threads if method == "spawn" else _original(method)
 
 
 def write_recipe(folder: Path, name: str = "loop", **settings: Any) -> Path:
@@ -38,5 +52,5 @@ def train_here(
 ) -> list[dict[str, Any]]:
     """``nnplug.train`` on the CPU, with threads where nnU-Net's validation starts processes that import torch."""
     trainer = str(trainer) if isinstance(trainer, Path) else trainer
-    with dataset.activated(), _threads_for_processes():
+    with dataset.activated(), patch.object(multiprocessing, "get_context", _context):
         return train(dataset.id, configuration, folds, trainer, device="cpu", **arguments)

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from nnplug import EpochMetrics, TrainingRun, hookspecs
+from nnplug import EpochMetrics, NnplugError, TrainingRun, hookspecs
 from nnplug.hookspecs import LIFECYCLE_HOOKS, call_lifecycle
 from nnplug.plugin_loading import HOOKS
 from support.plugin_packages import PluginSite
@@ -89,6 +89,16 @@ def test_a_plugin_that_fails_is_reported_once(installed: PluginSite, caplog: pyt
     import good  # type: ignore[import-not-found]
 
     assert good.CALLS == [("train_start", "unet+num_epochs=5"), ("epoch_end", 0), ("epoch_end", 1)]
+
+
+def test_only_the_start_can_be_refused(installed: PluginSite, caplog: pytest.LogCaptureFixture) -> None:
+    refuse = "@nnplug.hookimpl\ndef {}(run):\n    raise nnplug.NnplugError('not so')\n"
+    installed.add("early", code=refuse.format("train_start"))
+    installed.add("late", code=refuse.format("epoch_end"))
+    with pytest.raises(NnplugError, match="not so"):
+        call_lifecycle("train_start", run=a_run())
+    call_lifecycle("epoch_end", run=a_run(), metrics=metrics(0))
+    assert "Plugin late 1.0 failed in epoch_end (NnplugError: not so)." in caplog.text
 
 
 def test_broken_plugins_are_left_out(installed: PluginSite) -> None:

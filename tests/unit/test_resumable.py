@@ -14,6 +14,8 @@ import nnplug
 import numpy as np
 import pytest
 import torch
+from nnplug import NnplugError
+from nnplug.checkpoint import load, save
 from nnplug.interrupts import TrainingInterrupted
 from nnplug.trainer import build_trainer_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -157,3 +159,24 @@ def test_a_signal_after_the_last_step_comes_before_the_validation(
         ("train_end", "interrupted"),
         ("train_end", "completed"),
     ]
+
+
+def test_a_restart_that_is_refused_late_leaves_the_training_where_it_is(
+    tiny_dataset: DatasetForTests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_here(tiny_dataset, small_config())
+    (fold,) = tiny_dataset.results_folder.glob("*/fold_0")
+    before = sorted(path.name for path in fold.iterdir() if not path.name.startswith("training_log_"))
+    weights = load(fold / "checkpoint_final.pth")
+    weights["network_weights"].pop("encoder.stages.0.0.convs.0.conv.weight")
+    save(weights, tmp_path / "others.pth")
+
+    with pytest.raises(NnplugError, match=r"others.pth lack .* \(1 of"):
+        train_here(tiny_dataset, small_config(), restart=True, pretrained_weights=tmp_path / "others.pth")
+    monkeypatch.setenv("nnplug_csv_enabled", "perhaps")
+    for mode in ("restart", "continue_training"):
+        with pytest.raises(NnplugError, match="nnplug_csv_enabled is 'perhaps'"):
+            train_here(tiny_dataset, small_config(), **{mode: True})
+
+    assert sorted(path.name for path in fold.iterdir() if not path.name.startswith("training_log_")) == before
+    assert not list(fold.parent.glob("replaced_*"))
