@@ -170,11 +170,10 @@ def _set_aside(trainer: Any, job: FoldJob) -> Iterator[None]:
         yield
         return
     trainer.initialize()
-    if trainer.local_rank == 0 and _checkpoints(job.fold_folder):
     kept = None
+    if trainer.local_rank == 0 and _checkpoints(job.fold_folder):
         kept = fold_folder.set_aside(job.fold_folder)
         job.fold_folder.mkdir()
-        print(f"nnplug: the earlier training was set aside in {kept}")
     try:
         yield
     except NnplugError:
@@ -182,6 +181,7 @@ def _set_aside(trainer: Any, job: FoldJob) -> Iterator[None]:
             fold_folder.put_back(kept, job.fold_folder)
         raise
     if kept is not None:
+        print(f"nnplug: the earlier training was set aside in {kept}")
     if trainer.is_ddp:
         dist.barrier()
 
