@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from nnplug import NnplugError
+from nnplug.cli import main
 from nnplug.fold_training import load_pretrained
 from nnplug.training import choose_device, choose_folds, train
 from support.datasets import DatasetForTests
@@ -159,3 +160,19 @@ def test_pretrained_weights_of_another_network(tmp_path: Path) -> None:
         load_pretrained(Net(6, 2), path)
     with pytest.raises(NnplugError, match=r"lack 0.weight \(2 of 2 layers missing\)"):
         load_pretrained(torch.nn.Sequential(torch.nn.Linear(3, 4)), path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ddp", "-device", "cpu"], "--ddp trains on all visible GPUs, and -device cpu uses none. Several CPU"),
+        (["--ddp"], "--ddp trains on all visible GPUs, and there is none here. Several CPU processes: -num_gpus N."),
+        (["--ddp", "-num_gpus", "2"], "--ddp takes all visible GPUs and -num_gpus a number of them. Give one of them."),
+    ],
+)
+def test_ddp_without_gpus(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main(["train", "901", "2d", "0", *options]) == 2
+    assert message in capsys.readouterr().err

@@ -109,7 +109,12 @@ def _train(args: argparse.Namespace) -> list[dict[str, Any]]:
         print("--use_compressed has had no effect since nnU-Net stores its data with blosc2.")
     if args.ddp and args.num_gpus != 1:
         raise NnplugError("--ddp takes all visible GPUs and -num_gpus a number of them. Give one of them.")
-    num_gpus = max(1, torch.cuda.device_count()) if args.ddp and args.device != "cpu" else args.num_gpus
+    num_gpus = args.num_gpus
+    if args.ddp:
+        num_gpus = torch.cuda.device_count() if args.device in (None, "cuda") else 0
+        if num_gpus == 0:
+            reason = f"-device {args.device} uses none" if args.device not in (None, "cuda") else "there is none here"
+            raise NnplugError(f"--ddp trains on all visible GPUs, and {reason}. Several CPU processes: -num_gpus N.")
     return train(
         args.dataset,
         args.configuration,
