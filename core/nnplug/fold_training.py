@@ -73,8 +73,9 @@ def train_fold(job: FoldJob) -> dict[str, Any]:
         NnplugError: a user's mistake.
         TrainingInterrupted: a signal stopped it; it can be continued.
     """
-    _check_existing(job)
+    _check_existing(job)  # a refusal leaves no folder behind
     with fold_folder.fold_lock(job.fold_folder):
+        _check_existing(job)  # another process may have begun and ended a training in the meantime
         if job.num_processes == 1:
             _run(job)
         else:

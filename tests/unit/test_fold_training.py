@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from nnplug import NnplugError, training
 from nnplug.checkpoint import load, save
+from nnplug.fold_folder import fold_lock
 from nnplug.fold_training import FoldJob, train_fold
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -156,3 +159,26 @@ def test_a_cascade_needs_every_prediction_and_keeps_to_the_ones_it_began_with(
     others = Path(shutil.copytree(predictions, tmp_path / "others"))
     with pytest.raises(NnplugError, match=f"predictions were {predictions}, now {others}. Restore the"):
         train_here(private, recipe, **{**options, "prev_stage_predictions": others}, continue_training=True)
+
+
+def test_a_training_that_another_process_ended_in_the_meantime_is_not_overwritten(
+    tiny_dataset: DatasetForTests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one ends between the look at the folder and the lock."""
+
+    @contextmanager
+    def lock_after_the_other(folder: Path) -> Iterator[None]:
+        with fold_lock(folder):
+            folder.mkdir()
+            (folder / "checkpoint_final.pth").touch()
+            yield
+
+    monkeypatch.setattr("nnplug.fold_folder.fold_lock", lock_after_the_other)
+    with pytest.raises(NnplugError, match=r"holds a training already \(checkpoint_final.pth\)"):
+        train_here(tiny_dataset, write_recipe(tmp_path))
+
+
+def test_a_refused_validation_leaves_no_folder(tiny_dataset: DatasetForTests, tmp_path: Path) -> None:
+    with pytest.raises(NnplugError, match=r"has no checkpoint_final.pth: --val needs a finished training"):
+        train_here(tiny_dataset, write_recipe(tmp_path), validation_only=True)
+    assert not tiny_dataset.results_folder.exists()
