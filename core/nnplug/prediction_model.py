@@ -92,6 +92,8 @@ def load_model(
     for fold in folds:
         path = model.path / f"fold_{fold}" / checkpoint_name
         content = load(path, trust_checkpoint=trust_checkpoint)
+        if "configuration" not in content["init_args"]:
+            raise NnplugError(f"{path} does not say which configuration it was trained on. Use a whole checkpoint.")
         content.pop("optimizer_state", None)  # twice the size of the weights
         checkpoints.append(_FoldCheckpoint(path, content))
     _check_distributions(checkpoints)
@@ -227,8 +229,8 @@ def _check_names(manager: ConfigurationManager, folder: Path, trust_code: bool) 
         if not root.isidentifier() or importlib.util.find_spec(root) is None:
             raise NnplugError(
                 f"{folder / 'plans.json'} needs '{name}', and no package '{root}' is installed. "
-                "Install the plugin that the model was trained with; a module of your own needs its folder in PYTHONPATH, "
-                "and --trust-code."
+                "Install the plugin that the model was trained with; a module of your own needs its folder in "
+                "PYTHONPATH, and --trust-code."
             )
         try:
             found = load_dotted(name, trusted=trust_code)

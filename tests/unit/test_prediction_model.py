@@ -252,6 +252,12 @@ def test_folds_of_other_trainers(tmp_path: Path) -> None:
     )
 
 
+def test_a_checkpoint_without_a_configuration(tmp_path: Path) -> None:
+    assert error_of(make_model_folder(tmp_path, init_args={})) == (
+        f"fold_0/{FINAL} does not say which configuration it was trained on. Use a whole checkpoint."
+    )
+
+
 def test_folds_of_other_configurations(tmp_path: Path) -> None:
     folder = make_model_folder(tmp_path, folds=(0, 1))
     rewrite(folder, 1, make_plans(), make_dataset_json(), init_args={"configuration": "2d"})
