@@ -1,7 +1,7 @@
 """Work on the cases of a data set in worker processes: one that fails is named, the others go on. Imports no torch.
 
-Workers are forked from a server process that has imported what they need, so the imports cost time and memory once and
-not for every worker, as with nnU-Net's spawned pools.
+On Linux workers are forked from a server process that has imported what they need, so the imports cost time and memory
+once and not for every worker, as with nnU-Net's spawned pools.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -23,8 +24,8 @@ from nnplug.errors import NnplugError
 from nnplug.image_headers import UnreadableImageError, reason
 
 _DIED = (
-    "its worker process was killed, most likely because memory ran out. Use fewer processes, or a machine with more "
-    "memory"
+    "its worker process died, most likely because memory ran out, else because a library crashed on its files. Use "
+    "fewer processes, or a machine with more memory"
 )
 _Work = tuple[Callable[..., Any], Any, bool]  # function, what it shares, whether nnU-Net's prints are let through
 _work: _Work | None = None
@@ -119,10 +120,9 @@ class Pool:
 
     @contextlib.contextmanager
     def _executor(self, work: _Work, number: int) -> Iterator[ProcessPoolExecutor]:
-        methods = multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            context.set_forkserver_preload(list(self.preload))
+        # elsewhere libraries that are imported need not stand being forked
+        context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        context.set_forkserver_preload(list(self.preload))
         others = set(multiprocessing.active_children())
         executor = ProcessPoolExecutor(number, context, initializer=_begin, initargs=(work, dict(os.environ)))
         try:

@@ -151,7 +151,7 @@ def test_2d_images(data_folder: Path, tmp_path: Path) -> None:
     assert list(json.loads((cache / "nnUNetPlans.json").read_text())["configurations"]) == ["2d"]
     assert len(files(cache / "nnUNetPlans_2d")) == 3 * len(stems)
     results = ["--results-dir", tmp_path / "results"]
-    trainer = "num_epochs=1+num_iterations_per_epoch=2+batch_size=1+patch_size=64x64"
+    trainer = "num_epochs=1+num_iterations_per_epoch=2+batch_size=1+patch_size=128x128"
     run_nnplug("train", "2d", 0, *data, *results, "-tr", trainer, "-device", "cpu", env=SMALL, timeout=900)
     assert list((tmp_path / "results" / "Dataset008_Nuclei").glob("*__2d/fold_0/validation/summary.json"))
 

@@ -52,8 +52,8 @@ def test_a_killed_worker_costs_its_own_case_only() -> None:
         fail, {"case_1": "killed", "case_4": "killed"}, CASES, "Failing", results.__setitem__
     )
     reason = (
-        "its worker process was killed, most likely because memory ran out. Use fewer processes, or a machine with "
-        "more memory"
+        "its worker process died, most likely because memory ran out, else because a library crashed on its files. "
+        "Use fewer processes, or a machine with more memory"
     )
     assert failures == {"case_1": reason, "case_4": reason}
     assert results == {name: case for name, case in CASES.items() if name not in failures}

@@ -408,6 +408,15 @@ def test_endings_that_nnunet_can_not_write(made: MadeInventory) -> None:
     assert choose_reader(load_inventory(made.write())[0]).__name__ == "NibabelIO"
 
 
+def test_a_reader_whose_headers_are_not_known(made: MadeInventory) -> None:
+    made.content["overwrite_image_reader_writer"] = "SimpleITKIOWithReorient"
+    assert problems_of(made) == []
+    made.save(LABEL, make_case(0)[1] * 3)
+    assert problems_of(made) == [
+        f"case case_0, {LABEL}: the label holds 3; labels has 0, 1. Add the label, or change these voxels."
+    ]
+
+
 def test_different_endings_and_folders_in_one_data_set(made: MadeInventory) -> None:
     image, label = make_case(0)
     made.entry()["images"] = [str(made.save("elsewhere/scan.mha", image).relative_to(made.folder))]

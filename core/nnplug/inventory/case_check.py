@@ -46,9 +46,17 @@ class CheckSettings:
 
 @dataclass(frozen=True)
 class Headers:
-    """What the headers of a case say; ``size`` and ``spacing_mm`` in the file's axis order, None where unreadable."""
+    """What the headers of a case say.
+
+    Attributes:
+        problems: what is wrong.
+        is_readable: whether every file can be read.
+        size, spacing_mm: in the file's axis order; None where they are not known, as for a reader of one's own.
+        channels: of each image.
+    """
 
     problems: tuple[Problem, ...]
+    is_readable: bool
     size: tuple[int, ...] | None = None
     spacing_mm: tuple[float, ...] | None = None
     channels: tuple[int | None, ...] = ()
@@ -71,7 +79,7 @@ def check_headers(settings: CheckSettings, name: str, files: CaseFiles) -> Heade
         if header is not None:
             headers[path] = header
     if len(headers) < len(files.all):
-        return Headers(tuple(problems))
+        return Headers(tuple(problems), is_readable=not problems)
     problems += _check_channels(settings, name, files, headers)
     problems += _check_label_file(name, files.label, headers)
     if settings.reader.__name__ == "Tiff3DIO":
@@ -83,7 +91,7 @@ def check_headers(settings: CheckSettings, name: str, files: CaseFiles) -> Heade
     for path, header in headers.items():
         problems += [replace(problem, case=name, file=path) for problem in _check_geometry(header, first)]
     channels = tuple(headers[path].num_channels for path in files.images)
-    return Headers(tuple(problems), first.size, first.spacing_mm, channels)
+    return Headers(tuple(problems), True, first.size, first.spacing_mm, channels)
 
 
 def _read_header(path: Path, reader: str, is_label: bool, first_image: Path) -> ImageHeader | None:

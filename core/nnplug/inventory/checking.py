@@ -77,7 +77,7 @@ def check_cases(
 def _check_case(shared: tuple[CheckSettings, bool, bool], name: str, files: CaseFiles) -> CaseReport:
     settings, voxels, pictures = shared
     headers = check_headers(settings, name, files)
-    if not voxels or headers.size is None:
+    if not voxels or not headers.is_readable:
         return CaseReport(headers, headers.problems)
     try:
         found = check_voxels(settings, name, files)
