@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from nnplug.interrupts import TrainingInterrupted
 from nnplug.portability import stock_prediction_obstacle
 from nnplug.resolved import ResolvedConfig
 from nnplug.results import fold_result
+from nnplug.spawned_workers import keep_signals_from_workers
 from nnplug.trainer import build_trainer_class
 
 
@@ -128,7 +129,7 @@ def _run(job: FoldJob) -> None:
             dist.barrier()  # the first process may still be writing it
         trainer.load_checkpoint(str(job.fold_folder / BEST))
     try:
-        with _stoppable(job):
+        with keep_signals_from_workers(), _stoppable(job):
             trainer.perform_actual_validation(job.save_probabilities)
     except TrainingInterrupted:
         if is_told:
@@ -247,6 +248,7 @@ def _stoppable(job: FoldJob) -> Iterator[None]:
     """A signal during the final validation ends it at once: the training is saved, ``--c`` validates again."""
 
     def stop(number: int, _frame: Any) -> None:
+        interrupts.ignore_signals()
         name = signal.Signals(number).name
         raise TrainingInterrupted(f"Interrupted by {name} while validating {job.fold_folder}. Validate again with --c.")
 
@@ -275,7 +277,8 @@ def _run_processes(job: FoldJob) -> None:
                 if stop.name is not None and not forwarded:
                     forwarded = True
                     for pid in processes.pids():
-                        os.kill(pid, signal.SIGTERM)
+                        with suppress(ProcessLookupError):  # the signal may have come to all of them at once
+                            os.kill(pid, signal.SIGTERM)
     except Exception:
         if outcomes.empty():
             raise

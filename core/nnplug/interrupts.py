@@ -54,6 +54,12 @@ def in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+def ignore_signals() -> None:
+    """For a process that is ending because of one: ``timeout`` sends it twice, to its child and to the group."""
+    for name in SIGNALS if in_main_thread() else ():
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 @contextmanager
 def listen() -> Iterator[StopRequest]:
     """Catch SIGTERM, SIGINT and SIGUSR1 while the block runs; a second SIGINT raises KeyboardInterrupt at once.

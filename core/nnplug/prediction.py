@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from nnplug.errors import NnplugError
 from nnplug.image_headers import reason
 from nnplug.prediction_inputs import Case, check_inputs
+from nnplug.spawned_workers import keep_signals_from_workers
 from nnplug.trained_models import Fold, ModelFolder, choose_folds, read_model_folder, unfinished_folds
 
 if TYPE_CHECKING:
@@ -276,10 +277,11 @@ def _run(predictor: nnUNetPredictor, model: ModelFolder, loaded: LoadedModel, jo
         others = set(multiprocessing.active_children())
         try:
             _remove_old(job.cases, job.output, model.file_ending)
-            _predict_files(predictor, job)
+            with keep_signals_from_workers():
+                _predict_files(predictor, job)
         except BaseException as error:
             for child in set(multiprocessing.active_children()) - others:
-                child.terminate()
+                child.kill()
             if report.exists():
                 raise NnplugError(report.read_text(encoding="utf-8")) from None
             if isinstance(error, OSError):

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from support.models import (
     write_image,
 )
 from support.plugin_packages import PluginSite
+from support.processes import in_session, stopped_until_a_worker_is_idle, wait_until_gone
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +125,13 @@ def test_model_folder_without_variables_and_json(trained: DatasetForTests, image
 
 
 @contextlib.contextmanager
-def running(*args: object) -> Iterator[subprocess.Popen[bytes]]:
+def running(*args: object, output: int | IO[bytes] = subprocess.DEVNULL) -> Iterator[subprocess.Popen[bytes]]:
     """``nnplug ARGS`` as the head of a session of its own, of which nothing is left at the end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "nnplug", *map(str, args)],
         env=clean_environment({"OMP_NUM_THREADS": "1"}),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
         start_new_session=True,
     )
     try:
@@ -145,17 +147,6 @@ def wait_for(condition: object, seconds: float = 120) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
-
-
-def in_session(leader: int) -> list[int]:
-    """Processes of a session that still run (Linux)."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
-            if int(session) == leader and state != "Z":
-                found.append(int(path.parent.name))
-    return found
 
 
 @pytest.fixture
@@ -194,7 +185,36 @@ def test_a_terminated_prediction_leaves_no_processes(small_model: Path, many_ima
         assert len(in_session(process.pid)) > 3
         process.terminate()
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
-        wait_for(lambda: not in_session(process.pid), seconds=30)
+        wait_until_gone(process.pid)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"])
+def test_a_signal_to_every_process_ends_a_prediction(
+    small_model: Path, many_images: Path, tmp_path: Path, number: signal.Signals, expected: int
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "log.txt"
+    args = ["-i", many_images, "-m", small_model, "-o", out, "-npp", 2, "-nps", 2]
+    with log.open("wb") as file, running("predict_from_modelfolder", *args, output=file) as process:
+        wait_for(lambda: b"Predicting case" in log.read_bytes())
+        with stopped_until_a_worker_is_idle(process.pid):
+            os.killpg(process.pid, number)
+        assert process.wait(timeout=60) == expected
+        wait_until_gone(process.pid)
+    assert len(list(out.glob("*.nii.gz"))) < 6
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+def test_workers_end_with_a_killed_prediction(small_model: Path, many_images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with running(
+        "predict_from_modelfolder", "-i", many_images, "-m", small_model, "-o", out, "-npp", 2, "-nps", 2
+    ) as process:
+        wait_for(lambda: any(out.glob("*.nii.gz")))
+        process.kill()
+        wait_until_gone(process.pid)
 
 
 def test_a_damaged_image_is_named_by_its_worker(small_model: Path, many_images: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from support.commands import clean_environment, run_nnplug
 from support.datasets import DatasetForTests
 from support.plugin_packages import PluginSite
+from support.processes import stopped_until_a_worker_is_idle, wait_until_gone
 
 NUM_EPOCHS, STEPS = 4, 3
 # a small network: what is tested is the loop around it
@@ -174,6 +175,26 @@ def test_hooks_hear_the_start_and_the_end_of_every_training(
         assert "while validating" in rest_of(process)
     assert process.returncode == 75
     assert heard.read_text().split() == ["start", "completed", "start", "interrupted"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda s: s.name)
+def test_a_signal_to_every_process_ends_the_final_validation(
+    tiny_dataset: DatasetForTests, recipe: Path, number: signal.Signals
+) -> None:
+    recipe.write_text(RECIPE.replace(f"num_epochs = {NUM_EPOCHS}", "num_epochs = 1"))
+    with running(tiny_dataset, recipe) as process:
+        wait_for_line(process, "predicting")
+        with stopped_until_a_worker_is_idle(process.pid):
+            os.killpg(process.pid, number)
+        process.wait(timeout=60)
+        wait_until_gone(process.pid)
+        output = rest_of(process)
+    assert process.returncode == 75
+    assert output.splitlines()[-1].startswith(f"nnplug: Interrupted by {number.name} while validating")
+    assert "Traceback" not in output
+    assert "resource_tracker" not in output
 
 
 def test_a_second_interrupt_stops_at_once(tiny_dataset: DatasetForTests, recipe: Path) -> None:

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from nnplug.errors import NnplugError
-from nnplug.interrupts import EXIT_INTERRUPTED, TrainingInterrupted
+from nnplug.interrupts import EXIT_INTERRUPTED, TrainingInterrupted, ignore_signals
 
 COMMANDS = (
     *("trainers", "show", "plugins", "check", "inventory", "convert", "plan_and_preprocess"),
@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"nnplug: error: {error}", file=sys.stderr)
         return 2
     except TrainingInterrupted as interrupted:
+        ignore_signals()
         print(f"nnplug: {interrupted}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:

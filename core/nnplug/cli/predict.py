@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from nnplug.interrupts import ignore_signals
+
 EXAMPLE = """example:
   nnplug predict -i imagesTs -o predictions -d 4 -c 3d_fullres -tr monai_segresnet+num_epochs=250
   nnplug predict -i imagesTs -o predictions -d Dataset004_Hippocampus -c 2d -f 0 --no-mirror --save_probabilities
@@ -117,8 +119,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from nnplug.cli.train import stdout_for_json
 
-    # unlike a signal, an exception ends the worker processes too
-    signal.signal(signal.SIGTERM, _exit)
+    _end_workers_on_signals()
     with stdout_for_json(args.json):
         result = _predict(args)
     if args.json:
@@ -128,8 +129,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _exit(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)
+def _end_workers_on_signals() -> None:
+    """SIGTERM and SIGINT become an exception: unlike a signal, that ends the worker processes too."""
+
+    def stop(number: int, _frame: object) -> None:
+        ignore_signals()
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
