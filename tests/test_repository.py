@@ -19,6 +19,8 @@ from support.commands import clean_environment
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if (path / "__init__.py").is_file())
+#: Come with nnunetv2, which can not do without them.
+FROM_NNUNET = {"SimpleITK", "acvl_utils", "matplotlib", "nibabel", "scipy"}
 CONFIG_PACKAGES = sorted(path.name for path in (ROOT / "configs").iterdir() if (path / "__init__.py").is_file())
 CORE = sorted((ROOT / "core").rglob("*.py"))
 PLUGIN_MODULES = sorted([*(ROOT / "plugins").rglob("*.py"), *(ROOT / "configs").rglob("*.py")])
@@ -139,8 +141,7 @@ def test_third_party_imports_are_dependencies() -> None:
                 continue
             if not declared & {canonical(name) for name in provided.get(top, [])}:
                 missing.add(f"{relative(path)}: {top}")
-    # these come with nnunetv2, which can not do without them
-    missing = {line for line in missing if line.split(": ")[1] not in {"SimpleITK", "matplotlib", "nibabel", "scipy"}}
+    missing = {line for line in missing if line.split(": ")[1] not in FROM_NNUNET}
     assert not missing
 
 
