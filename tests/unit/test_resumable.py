@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import nnplug
@@ -16,6 +19,7 @@ import pytest
 import torch
 from nnplug import NnplugError
 from nnplug.checkpoint import load, save
+from nnplug.checkpointing import CheckpointingTrainer
 from nnplug.interrupts import TrainingInterrupted
 from nnplug.trainer import build_trainer_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -180,3 +184,85 @@ def test_a_restart_that_is_refused_late_leaves_the_training_where_it_is(
 
     assert sorted(path.name for path in fold.iterdir() if not path.name.startswith("training_log_")) == before
     assert not list(fold.parent.glob("replaced_*"))
+
+
+def test_the_latest_checkpoint_is_written_when_five_minutes_have_passed(
+    tiny_dataset: DatasetForTests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch takes 160 s on this clock; ``save_every`` is nnU-Net's 50."""
+    saved: list[tuple[str, int]] = []
+    monkeypatch.setattr(Clock, "now", 1000.0)
+    for module in ("resumable", "checkpointing"):
+        monkeypatch.setattr(f"nnplug.{module}.time", lambda: Clock.now)
+    write = CheckpointingTrainer._write
+    monkeypatch.setattr(
+        CheckpointingTrainer,
+        "_write",
+        lambda self, path, content: (saved.append((path.name, self.current_epoch)), write(self, path, content)),
+    )
+    train_here(tiny_dataset, small_config(base_trainer=Clock, num_epochs=5))
+    assert [event for event in saved if event[0] != "checkpoint_best.pth"] == [
+        ("checkpoint_latest.pth", 1),
+        ("checkpoint_latest.pth", 3),
+        ("checkpoint_final.pth", 4),
+    ]
+
+
+class Clock(nnUNetTrainer):
+    now = 0.0
+
+    def on_epoch_start(self) -> None:
+        super().on_epoch_start()
+        Clock.now += 160
+
+
+class DiskFillsUp(nnUNetTrainer):
+    """From the second epoch on no file can grow beyond 100 kB; a checkpoint has 220 kB."""
+
+    def on_epoch_start(self) -> None:
+        super().on_epoch_start()
+        if self.current_epoch == 1 and not os.environ.get("UNDISTURBED"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def test_a_training_on_a_full_disk_ends_with_a_line_and_goes_on_later(
+    tiny_dataset: DatasetForTests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(base_trainer=DiskFillsUp, num_epochs=3, save_every=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(NnplugError, match=r"Could not write .*\.pth: File too large .* Free some space"):
+            train_here(tiny_dataset, config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (fold,) = tiny_dataset.results_folder.glob("*/fold_0")
+    assert load(fold / "checkpoint_latest.pth")["current_epoch"] == 1
+
+    monkeypatch.setenv("UNDISTURBED", "1")
+    [result] = train_here(tiny_dataset, config, continue_training=True)
+    assert result["status"] == "completed"
+    log = load(fold / "checkpoint_final.pth")["logging"]
+    assert {key: len(series) for key, series in log.items()} == dict.fromkeys(log, 3)
+
+
+def test_what_a_training_prints_and_leaves(
+    tiny_dataset: DatasetForTests, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("nnplug_csv_enabled", "1")
+    train_here(tiny_dataset, small_config())
+    printed = capsys.readouterr().out
+    assert "epoch 1/1  loss" in printed
+    assert "train_loss" not in printed
+    (fold,) = tiny_dataset.results_folder.glob("*/fold_0")
+    log = (fold / "training_log.txt").read_text()
+    assert "train_loss" in log
+    with (fold / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0"]
+    if which("dot"):
+        assert (fold / "network_architecture.pdf").read_bytes().startswith(b"%PDF")
+    else:
+        assert "No network_architecture.pdf: Graphviz's program dot is missing" in log
+
+    monkeypatch.setenv("nnUNet_verbose", "1")
+    train_here(tiny_dataset, small_config(), folds=1)
+    assert "train_loss" in capsys.readouterr().out
