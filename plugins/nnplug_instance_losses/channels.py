@@ -50,15 +50,20 @@ class InstanceChannels(SegOnlyTransform):
     def of_batch(self, targets: list[torch.Tensor]) -> list[torch.Tensor]:
         """The channels for targets (B, C, *) that came without, the first one at full resolution.
 
-        The lower resolutions are sampled from the first as nnU-Net samples the labels.
+        Lower resolutions get the ids of the first as nnU-Net samples its labels; where they are sampled in another way,
+        which a ``base_trainer`` may do, ids of their own.
         """
-        full = torch.stack([self.of_sample(sample) for sample in targets[0].cpu()])
-        sizes = [target.shape[2:] for target in targets]
-        scaled = [
-            full if size == full.shape[2:] else functional.interpolate(full.float(), size, mode="nearest-exact")
-            for size in sizes
-        ]
-        return [ids.to(target.device, torch.int32) for ids, target in zip(scaled, targets, strict=True)]
+        full = targets[0].cpu()
+        ids = self._of_samples(full)
+        made = []
+        for target in targets:
+            here = target.cpu()
+            is_sampled = torch.equal(_nearest(full, here.shape[2:]), here)
+            made.append(_nearest(ids, here.shape[2:]) if is_sampled else self._of_samples(here))
+        return [channels.to(target.device) for channels, target in zip(made, targets, strict=True)]
+
+    def _of_samples(self, target: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.of_sample(sample) for sample in target])
 
     def of_sample(self, segmentation: torch.Tensor) -> torch.Tensor:
         """Ids of one sample.
@@ -108,3 +113,10 @@ class InstanceChannels(SegOnlyTransform):
 
     def _components(self, classes: np.ndarray) -> np.ndarray:
         return cc3d.connected_components(classes, connectivity=self.neighbours, out_dtype=np.uint32).view(np.int32)
+
+
+def _nearest(values: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """(B, C, *) at another size, as nnU-Net's DownsampleSegForDSTransform makes it."""
+    if values.shape[2:] == size:
+        return values
+    return functional.interpolate(values.float(), size, mode="nearest-exact").to(values.dtype)

@@ -21,7 +21,8 @@ class Components:
 
     Attributes:
         shape: (B, F, N).
-        voxels: (V,) places of the foreground voxels in a flat (B, F, N).
+        voxels: (V,) places of the foreground voxels in a flat (B, F, N), one sample after the other.
+        counts: (B,) how many of them each sample has.
         numbers: (V,) the component, 0..K-1, of each.
         channels: (K,) b * F + f of each component.
         sizes: (K,) voxels of each component, 0 where it has none (left) at this resolution.
@@ -32,6 +33,7 @@ class Components:
 
     shape: tuple[int, int, int]
     voxels: torch.Tensor
+    counts: torch.Tensor
     numbers: torch.Tensor
     channels: torch.Tensor
     sizes: torch.Tensor
@@ -100,38 +102,35 @@ def find_components(target: torch.Tensor, ids: torch.Tensor, context: Any, *, ce
         cells: the ids are those of cells.
     """
     num_samples, _, num_voxels = target.shape
-    valid = _valid(target, context)
-    if context.has_regions:
-        num_classes = context.num_classes
-        foreground = target[:, :num_classes] > 0
-        voxels = places = _places(foreground, valid)
+    num_classes = context.num_classes - (not context.has_regions)
+    valid, foreground = None, (target[:, :num_classes] if context.has_regions else target) > 0
+    if context.ignore_label is not None:
+        valid = target[:, -1:] == 0 if context.has_regions else target != context.ignore_label
+        foreground &= valid
+    voxels = places = foreground.flatten().nonzero()[:, 0]
+    per_channel = foreground.sum(2)
+    counts = per_channel.sum(1)
+    samples = torch.arange(num_samples, device=target.device)
+    # a division of every place by the number of voxels would do the same in ten times the time
+    if not context.has_regions and num_classes > 1:
+        own_sample = samples.repeat_interleave(counts, output_size=len(places))
+        own_channel = own_sample * num_classes + target.flatten().index_select(0, places).long() - 1
+        voxels = places + (own_channel - own_sample) * num_voxels
     else:
-        num_classes = context.num_classes - 1
-        places = _places(target > 0, valid)
-        classes = target.reshape(-1)[places].long() - 1
-        voxels = places + (places // num_voxels * (num_classes - 1) + classes) * num_voxels
-    tops = (ids.flatten(1).amax(1) + 1).tolist()
-    first = [sum(tops[:b]) for b in range(num_samples + 1)]
-    starts = torch.tensor(first[:-1], device=ids.device)
-    own = ids.reshape(-1)[voxels if ids.shape[1] == num_classes else places]
-    numbers = own + starts[voxels // (num_classes * num_voxels)]
+        channels = torch.arange(per_channel.numel(), device=target.device)
+        own_channel = channels.repeat_interleave(per_channel.flatten(), output_size=len(places))
+    tops = ids.flatten(1).amax(1) + 1
+    starts = tops.cumsum(0) - tops
+    first = [*starts.tolist(), int(tops.sum())]
+    own_id = ids.flatten().index_select(0, voxels if ids.shape[1] == num_classes else places)
+    numbers = own_id + starts.repeat_interleave(counts, output_size=len(places))
+    if num_classes == 1:
+        channels = samples.repeat_interleave(tops)
+    else:
+        channels = samples.new_zeros(first[-1]).index_copy_(0, numbers, own_channel)
     sizes = torch.bincount(numbers, minlength=first[-1])
-    sizes[starts] = 0
-    channels = torch.zeros_like(sizes)
-    channels[numbers] = voxels // num_voxels
     shape = (num_samples, num_classes, num_voxels)
-    return Components(shape, voxels, numbers, channels, sizes, first, ids if cells else None, valid)
-
-
-def _valid(target: torch.Tensor, context: Any) -> torch.Tensor | None:
-    if context.ignore_label is None:
-        return None
-    return target[:, -1:] == 0 if context.has_regions else target != context.ignore_label
-
-
-def _places(foreground: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    counted = foreground if valid is None else foreground & valid
-    return counted.flatten().nonzero()[:, 0]
+    return Components(shape, voxels, counts, numbers, channels, sizes, first, ids if cells else None, valid)
 
 
 def segment_sums(values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
@@ -179,7 +178,7 @@ class _Sum(torch.autograd.Function):
         ctx.components, ctx.cross_entropy = components, cross_entropy
         num_classes, num_components = components.shape[1], components.first[-1]
         rest = probabilities[:, -num_classes:].clone(memory_format=torch.contiguous_format)
-        values = rest.view(-1)[components.voxels]
+        values = rest.view(-1).index_select(0, components.voxels)
         ctx.save_for_backward(probabilities, opposite, values)
         components.remove_components(rest)
         inside = segment_sums(values, components.numbers, num_components)
@@ -202,10 +201,10 @@ class _Sum(torch.autograd.Function):
         grad[:, :-num_classes] = 0
         own, grad_opposite = grad[:, -num_classes:], None
         components.spread_around(around, background, own)
-        at_voxels = inside[components.numbers]
+        at_voxels = inside.index_select(0, components.numbers)
         if ctx.cross_entropy:
-            at_voxels -= inside_ce[components.numbers] / values.clamp(min=_LEAST)
-        grad.view(-1)[_in_all_channels(components, grad.shape[1])] = at_voxels
+            at_voxels -= inside_ce.index_select(0, components.numbers) / values.clamp(min=_LEAST)
+        grad.view(-1).index_copy_(0, _in_all_channels(components, grad.shape[1]), at_voxels)
         if ctx.cross_entropy:
             # of -log(1 - p): divided by a sum of others, of each of which it is the negative gradient
             others = _others(probabilities, opposite, num_classes).clamp(min=_LEAST)
@@ -238,9 +237,12 @@ def _others(probabilities: torch.Tensor, opposite: torch.Tensor | None, num_clas
 
 def _in_all_channels(components: Components, num_channels: int) -> torch.Tensor:
     """Places of the foreground voxels in a flat (B, C, N) instead of (B, F, N)."""
-    _, num_classes, num_voxels = components.shape
-    samples = components.voxels // (num_classes * num_voxels)
-    return components.voxels + (samples + 1) * ((num_channels - num_classes) * num_voxels)
+    num_samples, num_classes, num_voxels = components.shape
+    more = (num_channels - num_classes) * num_voxels
+    if not more:
+        return components.voxels
+    shifts = torch.arange(1, num_samples + 1, device=components.voxels.device) * more
+    return components.voxels + shifts.repeat_interleave(components.counts, output_size=len(components.voxels))
 
 
 def sum_components(

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-_SLAB = 16  # planes that are worked on together: long rows, and little enough for the processor's cache
+_SLAB = 8  # planes that are worked on together: long rows, and little enough for the processor's cache
 _BLOCK = 4  # side of the cubes for which a bound of the distance is computed; divides _SLAB
 
 
@@ -70,7 +70,10 @@ def _spread(keys: np.ndarray, reach: np.ndarray, base: int) -> np.ndarray:
     ``reach`` (blocks of rows) bounds |row - r|, and every result: larger ones need not be right.
     """
     flat = keys.reshape(len(keys), -1)
+    farthest = min(int(reach.max()), len(keys) - 1)
     useful = np.flatnonzero(flat.min(axis=1) < (int(reach.max()) ** 2 + 1) * base)
+    if 1.5 * farthest < len(useful):
+        return _spread_step_by_step(flat, farthest, base).reshape(keys.shape)
     flat = flat[useful]
     moved, lowest = np.empty_like(flat), np.empty((len(keys), flat.shape[1]), keys.dtype)
     for row, within in enumerate(np.repeat(reach, _BLOCK)[: len(keys)]):
@@ -79,6 +82,16 @@ def _spread(keys: np.ndarray, reach: np.ndarray, base: int) -> np.ndarray:
         np.add(flat[first:end], steps, out=moved[first:end])
         np.minimum.reduce(moved[first:end], axis=0, out=lowest[row])
     return lowest.reshape(keys.shape)
+
+
+def _spread_step_by_step(flat: np.ndarray, farthest: int, base: int) -> np.ndarray:
+    """The same for full volumes, whose distances are short: all rows moved by 1, 2, ... in both directions."""
+    lowest, moved = flat.copy(), np.empty_like(flat)
+    for step in range(1, farthest + 1):
+        np.add(flat, step**2 * base, out=moved)
+        np.minimum(lowest[step:], moved[:-step], out=lowest[step:])
+        np.minimum(lowest[:-step], moved[step:], out=lowest[:-step])
+    return lowest
 
 
 def _reach(occupied: np.ndarray) -> np.ndarray:

@@ -92,8 +92,8 @@ def configs_of(text: str) -> list[TrainerConfig]:
 
 
 def test_every_block_is_known() -> None:
-    assert len(FILES) == 13
-    assert len(SNIPPETS) == 4
+    assert len(FILES) == 14
+    assert len(SNIPPETS) == 5
     assert PAGE.count("```python") + PAGE.count("```toml") == len(FILES) + len(SNIPPETS)
 
 
@@ -266,6 +266,30 @@ def test_ignored_voxels_do_not_count() -> None:
     changed[:, :, :2] += torch.randn(2, 3, 2, 4, 4)
     assert torch.equal(loss(output, target), loss(changed, target))
     assert loss(-output, target) != loss(output, target)
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_loss_gets_what_its_transform_makes(make_trainer: MakeTrainer) -> None:
+    import torch
+
+    trainer = make_trainer(small(TrainerConfig(name="t", loss_fn="my_border_loss:FarFalseAlarms")))
+    one_step(trainer)
+    target = next(trainer.dataloader_train)["target"]
+    assert all(scaled.shape[1] == 2 for scaled in target)
+    assert 1 < target[0][:, 1].max() <= 20
+    assert (target[0][:, 1][target[0][:, 0] > 0] == 0).all()
+    outputs = [torch.randn(2, 3, *scaled.shape[2:]) for scaled in target]
+    by_workers, in_step = (trainer.loss(outputs, given) for given in (target, [scaled[:, :1] for scaled in target]))
+    torch.testing.assert_close(by_workers, in_step, rtol=0.05, atol=0)  # the second has distances of its own per scale
+    far = trainer.loss.loss.loss
+    labels = torch.zeros(1, 1, 1, 12, dtype=torch.int16)
+    labels[..., 0] = 1
+    near, distant = (torch.zeros(1, 3, 1, 12) for _ in range(2))
+    near[:, 1, :, 1] = distant[:, 1, :, 9] = 5
+    assert far(distant, labels, None) > far(near, labels, None)
+    validation = next(trainer.dataloader_val)
+    assert validation["target"][0].shape[1] == 1
+    assert np.isfinite(trainer.validation_step(validation)["loss"])
 
 
 @pytest.mark.usefixtures("folder")

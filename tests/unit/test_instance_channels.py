@@ -89,3 +89,11 @@ def test_transform_appends_and_the_step_makes_the_same(kind: str, cells: bool) -
         assert scaled.shape[1] == num_channels + (2 if cells or "regions" in kind else 1)
         assert torch.equal(scaled[:, num_channels:], in_step)
         assert in_step.max() > 1
+
+
+def test_lower_resolutions_that_are_sampled_in_another_way_get_components_of_their_own() -> None:
+    full = torch.zeros(1, 1, 8, 8, dtype=torch.int16)
+    full[..., 1, 1:4] = full[..., 1, 6] = full[..., 6, 6] = 1
+    pooled = torch.nn.functional.max_pool2d(full.float(), 2).short()
+    made = InstanceChannels(context_for("labels"), "full", cells=False)
+    assert made.of_batch([full, pooled])[1].tolist() == [[[[1, 1, 0, 2], [0] * 4, [0] * 4, [0, 0, 0, 3]]]]

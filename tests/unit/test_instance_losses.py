@@ -310,6 +310,9 @@ def test_sums_of_large_volumes_do_not_drift() -> None:
 @every_loss
 def test_sure_and_wrong_logits_are_finite(loss: type[InstanceLoss], kind: str) -> None:
     context, target = context_for(kind), target_of(blobs(), kind)
+    # 1 - probability is 1e-13 here: a difference of float32 numbers would give 0
+    wrong = -sure(target, kind, 15)
+    torch.testing.assert_close(loss(context)(wrong, target), loss(context)(wrong.double(), target).float())
     for certainty in (1e2, 1e4):
         value, gradient = value_and_gradient(loss(context), -sure(target, kind, certainty), target)
         assert torch.isfinite(value)
