@@ -84,8 +84,8 @@ def test_a_model_needs_its_plugin(
     refused = site.run(*predict, env=tiny_dataset.env, check=False)
     assert refused.returncode == 2
     assert refused.stderr == (
-        f"nnplug: error: The model '{model.name.partition('__')[0]}' was trained with nnplug-acme 0.1.0, which is not installed. "
-        "Install it: pip install nnplug-acme==0.1.0\n"
+        f"nnplug: error: The model '{model.name.partition('__')[0]}' was trained with nnplug-acme 0.1.0, which is not "
+        "installed. Install it: pip install nnplug-acme==0.1.0\n"
     )
     assert not list(tmp_path.glob("out/*.nii.gz"))
     with site.installed(acme):
