@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
+import json
 import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from nnplug.trainer import build_trainer_class
 NUM_STEPS = 2
 #: Of the processes that train together, from their start.
 SECONDS_FOR_PROCESSES = 300
+_NO_REPORT = f"no word from one of them: it died, or waited for {SECONDS_FOR_PROCESSES} s"
 COMPILE_TOLERANCE = 1e-3
 
 # Stock nnU-Net alone, as a user of the model has it.
@@ -85,23 +88,25 @@ def two_processes(subject: Subject) -> None:
     dataset_json, plans = made_up_dataset(subject.case).dataset_json, subject.plans()
     # nnU-Net's batch Dice needs shares of one size
     plans["configurations"][subject.case.configuration]["batch_size"] = 2
-    job = (subject.resolved, plans, subject.case.configuration, dataset_json, str(subject.results / "store"))
-    pool = multiprocessing.get_context("spawn").Pool(2)
+    folder = Path(tempfile.mkdtemp(dir=subject.results))
+    context = multiprocessing.get_context("spawn")
+    job = (subject.resolved, plans, subject.case.configuration, dataset_json, folder)
+    processes = [context.Process(target=_process, args=(rank, *job), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
     try:
-        pending = [pool.apply_async(_train_together, (rank, *job)) for rank in range(2)]
-        deadline = time.monotonic() + SECONDS_FOR_PROCESSES
-        while not all(one.ready() for one in pending):
-            failed = [one for one in pending if one.ready() and not one.successful()]
-            if failed:
-                failed[0].get()
-            if time.monotonic() > deadline:
-                raise CheckFailed(f"two processes done in {SECONDS_FOR_PROCESSES} s", "they still wait", None)
-            time.sleep(0.1)
-        sums = [one.get() for one in pending]
+        _wait_for(processes)
     finally:
-        pool.terminate()
-        pool.join()
-    if sums[0] != sums[1]:
+        for process in processes:
+            process.kill()
+            process.join()
+    found = [_report(folder, rank) for rank in range(2)]
+    failed = [report["error"] for report in found if "error" in report]
+    if failed:
+        # one that waits for the other says no more than that it is gone
+        own = [error for error in failed if "gloo" not in error and error != _NO_REPORT]
+        raise CheckFailed("two processes that train together", (own or failed)[0], subject.where("network_builder"))
+    if found[0]["weights"] != found[1]["weights"]:
         raise CheckFailed("the same weights in both processes", "others", subject.where("network_builder"))
 
 
@@ -139,30 +144,56 @@ OF_NETWORK_OR_LOSS = {"ddp": two_processes}
 OF_PREDICTION = {"stock_prediction": stock_prediction}
 
 
-def _train_together(
+def _wait_for(processes: Sequence[Any]) -> None:
+    """Until all are done or one has failed, which leaves the others waiting."""
+    deadline = time.monotonic() + SECONDS_FOR_PROCESSES
+    while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
+        if any(process.exitcode for process in processes):
+            time.sleep(1)  # for what the other has to say
+            return
+        time.sleep(0.1)
+
+
+def _report(folder: Path, rank: int) -> dict[str, Any]:
+    path = folder / f"{rank}.json"
+    return json.loads(path.read_text()) if path.exists() else {"error": _NO_REPORT}
+
+
+def _process(
     rank: int,
     resolved: ResolvedConfig,
     plans: dict[str, Any],
     configuration: str,
     dataset_json: dict[str, Any],
-    store: str,
-) -> float:
-    """One of two processes: make steps, and return a number that tells its weights from others."""
+    folder: Path,
+) -> None:
+    """One of two processes: make steps, and report a number that tells its weights from others."""
+    sys.stdout = sys.stderr = io.StringIO()
     torch.set_num_threads(1)
+    store = f"file://{folder / 'store'}"
     timeout = timedelta(seconds=SECONDS_FOR_PROCESSES)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
+    report: dict[str, Any] = {}
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            trainer = build_trainer_class(resolved)(plans, configuration, 0, dataset_json, torch.device("cpu"))
-            trainer.initialize()
-            trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
-            trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
-            trainer.on_train_epoch_start()
-            for _ in range(NUM_STEPS):
-                trainer.train_step(next(trainer.dataloader_train))
-        return sum(parameter.double().abs().sum().item() for parameter in trainer.network.parameters())
-    finally:
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timeout)
+        report["weights"] = _train_together(resolved, plans, configuration, dataset_json)
         dist.destroy_process_group()
+    except Exception as error:
+        report["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    (folder / f"{rank}.json").write_text(json.dumps(report))
+    sys.exit("error" in report)
+
+
+def _train_together(
+    resolved: ResolvedConfig, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
+) -> float:
+    trainer = build_trainer_class(resolved)(plans, configuration, 0, dataset_json, torch.device("cpu"))
+    trainer.initialize()
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    trainer.on_train_epoch_start()
+    for _ in range(NUM_STEPS):
+        trainer.train_step(next(trainer.dataloader_train))
+    return sum(parameter.double().abs().sum().item() for parameter in trainer.network.parameters())
 
 
 def _own_prediction(subject: Subject, images: list[str]) -> np.ndarray:
