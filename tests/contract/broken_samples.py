@@ -41,6 +41,13 @@ def build_good(input_channels: int, num_classes: int, deep_supervision: bool, co
     return Good(input_channels, num_classes, conv_op, deep_supervision)
 
 
+class LooksAtValues(Good):
+    """No mistake; it can not be followed on tensors without data."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x if x.sum().item() >= 0 else -x)
+
+
 class UnusedParameter(Good):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -183,6 +190,7 @@ def _builder(network: type[Good]) -> Any:
 
 
 NETWORKS = (
+    LooksAtValues,
     UnusedParameter,
     ListWithoutDeepSupervision,
     ListWhileTraining,

@@ -43,6 +43,11 @@ def test_what_has_no_mistake_passes() -> None:
         assert failures(plan, **fields) == {}
 
 
+def test_a_network_that_looks_at_values_passes() -> None:
+    assert failures("[2d]", **network(broken.LooksAtValues)) == {}
+    assert failures("[reference_2d]", **network(broken.LooksAtValues)) == {}
+
+
 @pytest.mark.parametrize(
     ("cls", "caught_by", "message"),
     [

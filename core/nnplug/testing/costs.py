@@ -1,7 +1,8 @@
-"""What a training step of a network costs, counted on tensors without data."""
+"""What a training step of a network costs: counted on tensors without data, and its time on this machine."""
 
 from __future__ import annotations
 
+import os
 import warnings
 import weakref
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnplug.network_replica import forked_random_state, replica_of
 from nnplug.network_report import bytes_text, count_text, summarise
+from nnplug.testing.outcomes import CheckSkipped
+from nnplug.testing.subject import Subject, is_about_meta
+
+#: Samples in the batch that costs are given for.
+REFERENCE_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,30 @@ class StepTime:
         return f"{self.seconds:.2f} s for a batch of {'x'.join(map(str, self.input_shape))}"
 
 
+def costs(subject: Subject) -> Costs:
+    """Parameters, multiply-adds and memory of a training step can be counted."""
+    trainer = subject.planned
+    shape = (REFERENCE_BATCH, len(trainer.dataset_json["channel_names"]), *trainer.configuration_manager.patch_size)
+    try:
+        with torch.device("meta"):
+            network = trainer.build_for(shape[2:], trainer.enable_deep_supervision)
+        return costs_of(network.train(), shape)
+    except Exception as error:
+        if not is_about_meta(error):
+            raise
+    return costs_of(trainer.build_for(shape[2:], trainer.enable_deep_supervision).train(), shape)
+
+
+def step_time(subject: Subject) -> StepTime:
+    """A training step of the size of real ones runs on this machine."""
+    needed = costs(subject).peak_bytes
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed * 2
+    if needed * 2 > free:
+        raise CheckSkipped(f"needs about {bytes_text(needed)} of memory, {bytes_text(free)} are free")
+    step = subject.step(REFERENCE_BATCH)
+    return StepTime(tuple(subject.images(REFERENCE_BATCH).shape), step.seconds)
+
+
 def costs_of(network: nn.Module, input_shape: tuple[int, ...]) -> Costs:
     """Count the costs of a network in its present mode; neither it nor its gradients are changed.
 
@@ -63,6 +93,10 @@ def costs_of(network: nn.Module, input_shape: tuple[int, ...]) -> Costs:
     device = next(network.parameters()).device
     summary = summarise(network, input_shape, device)
     return Costs(input_shape, summary.num_parameters, summary.multiply_adds, _peak_bytes(network, input_shape, device))
+
+
+#: On the plans of real size.
+ON_REFERENCE_PLANS = {"costs": costs, "step_time": step_time}
 
 
 def _peak_bytes(network: nn.Module, input_shape: tuple[int, ...], device: torch.device) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import gc
 import io
-import os
 import pickle
 import weakref
 from typing import Any
@@ -20,15 +19,11 @@ from torch import nn
 from nnplug import network as networks
 from nnplug.network import PatchRefusedError, Size, set_deep_supervision
 from nnplug.network_replica import forked_random_state, replica_of
-from nnplug.network_report import bytes_text
-from nnplug.testing.costs import Costs, StepTime, costs_of
-from nnplug.testing.outcomes import CheckFailed, CheckSkipped
-from nnplug.testing.subject import Subject, as_list, probe
+from nnplug.testing.outcomes import CheckFailed
+from nnplug.testing.subject import Subject, as_list, is_about_meta, probe
 
 #: bfloat16 keeps 8 bits of a number, and errors add up over the layers.
-AUTOCAST_TOLERANCE = 0.5
-#: Samples in the batch that costs are given for.
-REFERENCE_BATCH = 2
+AUTOCAST_TOLERANCE = 0.2
 
 
 def builds(subject: Subject) -> str | None:
@@ -77,6 +72,7 @@ def state_dict(subject: Subject) -> None:
     network = subject.prepared_network(training=False, deep_supervision=False)
     other = subject.trainer.build_for(subject.patch, False)
     other.load_state_dict(network.state_dict(), strict=True)
+    network.load_state_dict(other.state_dict(), strict=True)
     _same_outputs(subject, network, other.eval(), "the network built without deep supervision, with the weights")
 
 
@@ -123,30 +119,6 @@ def batch_of_one(subject: Subject) -> None:
         if step.outputs[0].shape[0] != batch_size:
             raise CheckFailed(f"outputs for a batch of {batch_size}", f"{step.outputs[0].shape[0]}", None)
         _check_finite(subject, step.outputs, f"training mode on a batch of {batch_size}")
-
-
-def costs(subject: Subject) -> Costs:
-    """Parameters, multiply-adds and memory of a training step can be counted."""
-    trainer = subject.planned
-    shape = (REFERENCE_BATCH, len(trainer.dataset_json["channel_names"]), *trainer.configuration_manager.patch_size)
-    try:
-        with torch.device("meta"):
-            network = trainer.build_for(shape[2:], trainer.enable_deep_supervision)
-        return costs_of(network.train(), shape)
-    except Exception as error:
-        if not is_about_meta(error):
-            raise
-    return costs_of(trainer.build_for(shape[2:], trainer.enable_deep_supervision).train(), shape)
-
-
-def step_time(subject: Subject) -> StepTime:
-    """A training step of the size of real ones runs on this machine."""
-    needed = costs(subject).peak_bytes
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed * 2
-    if needed * 2 > free:
-        raise CheckSkipped(f"needs about {bytes_text(needed)} of memory, {bytes_text(free)} are free")
-    step = subject.step(REFERENCE_BATCH)
-    return StepTime(tuple(subject.images(REFERENCE_BATCH).shape), step.seconds)
 
 
 def odd_sizes(subject: Subject) -> str | None:
@@ -251,12 +223,8 @@ ON_ONE_PLAN = {
     "deepcopy": deepcopied,
     "freed": freed,
 }
-
-
 #: On data that change no more than numbers of channels.
 ON_OTHER_DATA = {"builds": builds_dry}
-#: On the plans of real size.
-ON_REFERENCE_PLANS = {"costs": costs, "step_time": step_time}
 
 
 def _adapted(subject: Subject) -> str | None:
@@ -293,11 +261,6 @@ class _Followed:
             return self.replica.train(training)(self.subject.images(2).to(self.device))
 
 
-def is_about_meta(error: Exception) -> bool:
-    """Whether a network failed because it looks at values, which tensors without data do not have."""
-    return "meta" in str(error).lower() or isinstance(error, NotImplementedError)
-
-
 def _outputs_text(sizes: list[Size], is_list: bool) -> str:
     return f"{'a list with' if is_list else 'one tensor of'} {_spell(sizes)}"
 
@@ -311,11 +274,8 @@ def _same_outputs(subject: Subject, network: nn.Module, other: nn.Module, what: 
     with torch.no_grad():
         ours, theirs = network(images), other(images)
     if not isinstance(theirs, torch.Tensor) or not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4):
-        found = (
-            f"a largest difference of {(ours - theirs).abs().max():.3g}"
-            if isinstance(theirs, torch.Tensor)
-            else "a list"
-        )
+        is_tensor = isinstance(theirs, torch.Tensor)
+        found = f"a largest difference of {(ours - theirs).abs().max():.3g}" if is_tensor else "a list"
         raise CheckFailed(f"the same prediction from {what}", found, subject.where("network_builder"))
 
 

@@ -10,7 +10,7 @@ from nnplug.errors import NnplugError
 from nnplug.loss_contract import LossContext, LossTraits
 from nnplug.resolved import ResolvedConfig
 from nnplug.stock_names import fields_set_by
-from nnplug.testing import loss_checks, network_checks, process_checks, training_checks
+from nnplug.testing import costs, loss_checks, network_checks, process_checks, training_checks
 from nnplug.testing.costs import Costs, StepTime
 from nnplug.testing.outcomes import CheckExempt
 from nnplug.testing.plan_cases import PLAIN, REFERENCE, PlanCase, variants
@@ -22,7 +22,7 @@ CheckFunction = Callable[[Subject], Remark]
 CHECK_NAMES = (
     *network_checks.ON_EVERY_PLAN,
     *network_checks.ON_ONE_PLAN,
-    *network_checks.ON_REFERENCE_PLANS,
+    *costs.ON_REFERENCE_PLANS,
     *loss_checks.ON_EVERY_PLAN,
     *loss_checks.WITH_IGNORE_LABEL,
     *loss_checks.WITH_TARGET_TRANSFORM,
@@ -70,8 +70,8 @@ def applicable(resolved: ResolvedConfig) -> Iterator[Applicable]:
                 yield Applicable(f"{name}[{case.name}]", function, case, True)
     for case in REFERENCE:
         if has_network(resolved) and case.dims in dimensions(resolved):
-            yield Applicable(f"costs[{case.name}]", network_checks.costs, case, False)
-            yield Applicable(f"step_time[{case.name}]", network_checks.step_time, case, True)
+            yield Applicable(f"costs[{case.name}]", costs.costs, case, False)
+            yield Applicable(f"step_time[{case.name}]", costs.step_time, case, True)
 
 
 def decides(resolved: ResolvedConfig, name: str) -> bool:
