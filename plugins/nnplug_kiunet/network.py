@@ -19,7 +19,7 @@ from dynamic_network_architectures.initialization.weight_init import InitWeights
 from nnplug import NnplugError
 from torch import nn
 
-from nnplug_kiunet.blocks import CrossResidualFusion, Layers, Size, channels_last, crop
+from nnplug_kiunet.blocks import CrossResidualFusion, Layers, Size, crop, fast_if_narrow
 from nnplug_kiunet.ki_branch import KiBranch, plan_ki_branch
 
 Features = list[torch.Tensor]
@@ -166,7 +166,7 @@ class KiUNetEncoder(nn.Module):
         )
         ki_channels = [input_channels, *branch.features[1:]]
         self.ki_stages = nn.ModuleList(
-            channels_last(layers.growing((ki_channels[stage], ki_channels[stage + 1]), kernels[0], factor))
+            fast_if_narrow(layers.growing((ki_channels[stage], ki_channels[stage + 1]), kernels[0], factor))
             for stage, factor in enumerate(branch.growth)
         )
         self.fusions = nn.ModuleList(
@@ -213,7 +213,7 @@ class KiUNetDecoder(nn.Module):
         )
         ki = branch.features
         self.ki_stages = nn.ModuleList(
-            channels_last(layers.shrinking((ki[level + 1], ki[level]), kernels[0], factor, pool))
+            fast_if_narrow(layers.shrinking((ki[level + 1], ki[level]), kernels[0], factor, pool))
             for level, factor in enumerate(branch.growth)
         )
         self.fusions = nn.ModuleList(
