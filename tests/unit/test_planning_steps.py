@@ -486,11 +486,24 @@ def test_a_disk_that_fills_ends_it_with_one_line(
     assert_same_cases(final(planned), tiny_prepared.preprocessed_folder / final(planned).name)
 
 
-def test_a_disk_that_fills_during_the_fingerprint(tiny: PlanningData, few_samples: None) -> None:
-    with largest_file(100), pytest.raises(NnplugError, match=r"File too large .* Free some space and run it again"):
-        extract_fingerprint(tiny, POOL)
-    assert not (tiny.folder / "dataset_fingerprint.json").exists()
-    assert extract_fingerprint(tiny, POOL)
+def test_a_disk_that_fills_during_the_fingerprint(made: MadeInventory) -> None:
+    for index in range(3):
+        image, label = make_case(index, (24, 24, 24))
+        made.save(f"images/case_{index}_0000.nii.gz", image)
+        made.save(f"labels/case_{index}.nii.gz", np.ones_like(label))
+    data = opened(made)
+    with largest_file(20_000), pytest.raises(NnplugError, match=r"File too large .* Free some space and run it again"):
+        extract_fingerprint(data, POOL)
+    assert not (data.folder / "dataset_fingerprint.json").exists()
+    assert list((data.folder / ".nnplug_fingerprint").iterdir()) == []
+    assert extract_fingerprint(data, POOL)
+
+
+def test_a_disk_that_fills_while_planning(planned: PlanningData) -> None:
+    before = {path.name: path.read_bytes() for path in planned.folder.iterdir()}
+    with largest_file(3000), pytest.raises(NnplugError, match=r"File too large .* Free some space and run it again"):
+        plan_experiment(planned, PlannerSettings(plans_name="Other"))
+    assert {path.name: path.read_bytes() for path in planned.folder.iterdir()} == before
 
 
 # --- ground truth ----------------------------------------------------------------------------------------------------

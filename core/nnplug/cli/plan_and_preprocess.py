@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -179,8 +181,10 @@ def _begin(args: argparse.Namespace) -> list[PlanningData]:
     from nnplug.cli import import_quickly
     from nnplug.cli.inventory import choose_data
 
-    # unlike a signal, an exception ends the worker processes too
+    # unlike a signal, an exception ends the worker processes too; nnU-Net's own forked ones are ended by the signal
     signal.signal(signal.SIGTERM, _exit)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(signal.signal, signal.SIGTERM, signal.SIG_DFL))
     data = choose_data(args)
     import_quickly("nnplug.planning.pipeline")
     return data

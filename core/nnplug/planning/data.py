@@ -7,8 +7,11 @@ For an inventory ``--cache-dir`` is both ``nnUNet_raw`` and ``nnUNet_preprocesse
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from nnplug.errors import NnplugError
 from nnplug.inventory.loading import Inventory, load_inventory, load_raw_folder
 from nnplug.inventory.problems import Problem, raise_problems
 from nnplug.json_files import read_json, write_json
+from nnplug.planning.disk import telling_when_full
 
 _NAME = re.compile(r"Dataset(\d{3})_(.+)")
 
@@ -50,6 +54,22 @@ class PlanningData:
         """nnU-Net's variables for a ``with`` block."""
         with environment(nnUNet_raw=self.raw, nnUNet_preprocessed=self.preprocessed):
             yield
+
+    @contextlib.contextmanager
+    def described(self) -> Iterator[Path]:
+        """A temporary ``nnUNet_raw`` whose ``dataset.json`` names every file.
+
+        For a raw data set nnU-Net would otherwise list its folders with a pool of twelve processes.
+        """
+        with tempfile.TemporaryDirectory(prefix="nnplug-raw-") as scratch:
+            folder = Path(scratch, self.name)
+            with telling_when_full(Path(scratch)):
+                folder.mkdir()
+                (folder / "dataset.json").write_text(json.dumps(self.inventory.dataset_json()))
+                splits = self.raw / self.name / "splits_final.json"
+                if not self.is_inventory and splits.is_file():
+                    shutil.copyfile(splits, folder / splits.name)
+            yield Path(scratch)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from nnplug.errors import NnplugError
 from nnplug.planning.classes import find_class
 from nnplug.planning.data import PlanningData, environment
 from nnplug.planning.data_record import FINGERPRINT
+from nnplug.planning.disk import telling_when_full
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,13 @@ def plan_experiment(data: PlanningData, settings: PlannerSettings, verbose: bool
         raise NnplugError(f"-overwrite_target_spacing {' '.join(map(str, spacing))}: expected three numbers above 0.")
     if settings.gpu_memory_target_gb is not None and not settings.gpu_memory_target_gb > 0:
         raise NnplugError(f"-gpu_memory_target {settings.gpu_memory_target_gb}: expected gigabytes, above 0.")
-    with tempfile.TemporaryDirectory(prefix="nnplug-plan-") as scratch:
-        draft = Path(scratch, "preprocessed", data.name)
-        raw = _copy_inputs(data, Path(scratch), draft)
+    with (
+        tempfile.TemporaryDirectory(prefix="nnplug-plan-") as scratch,
+        data.described() as raw,
+        telling_when_full(Path(scratch)),
+    ):
+        draft = Path(scratch, data.name)
+        _copy_inputs(data, draft)
         quiet = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
         with environment(nnUNet_raw=raw, nnUNet_preprocessed=draft.parent), quiet:
             _, name = plan_experiment_dataset(
@@ -80,20 +85,14 @@ def plan_experiment(data: PlanningData, settings: PlannerSettings, verbose: bool
     return name
 
 
-def _copy_inputs(data: PlanningData, scratch: Path, draft: Path) -> Path:
-    """What the planner reads in the preprocessed folder; returns its ``nnUNet_raw``."""
-    draft.mkdir(parents=True)
+def _copy_inputs(data: PlanningData, draft: Path) -> None:
+    """What the planner reads in the preprocessed folder."""
+    draft.mkdir()
     shutil.copyfile(data.folder / FINGERPRINT, draft / FINGERPRINT)
     for path in data.folder.glob("*.json"):
         # configurations that a user has added to plans are kept
         if path.name == "splits_final.json" or _holds_plans(path):
             shutil.copyfile(path, draft / path.name)
-    if not data.is_inventory:
-        return data.raw
-    raw = scratch / "raw" / data.name
-    raw.mkdir(parents=True)
-    (raw / "dataset.json").write_text(json.dumps(data.inventory.dataset_json()))
-    return raw.parent
 
 
 def _holds_plans(path: Path) -> bool:
@@ -105,10 +104,9 @@ def _holds_plans(path: Path) -> bool:
 
 def _move_results(draft: Path, data: PlanningData, plans_name: str) -> None:
     """The plans come last: where they are, what they need is there."""
-    names = ["splits_final.json", f"{plans_name}.json"]
     if not data.is_inventory:
-        names.insert(0, "dataset.json")
-    for name in names:
+        _replace_if_other(data.folder / "dataset.json", (data.raw / data.name / "dataset.json").read_bytes())
+    for name in ("splits_final.json", f"{plans_name}.json"):
         if (draft / name).is_file():
             _replace_if_other(data.folder / name, (draft / name).read_bytes())
 

@@ -30,7 +30,7 @@ from nnplug.inventory.checking import check_cases, settings_of
 from nnplug.inventory.loading import CaseFiles
 from nnplug.inventory.problems import Problem, count, raise_problems
 from nnplug.planning.classes import find_class
-from nnplug.planning.data import PlanningData, write_dataset_json
+from nnplug.planning.data import PlanningData, environment, write_dataset_json
 from nnplug.planning.data_record import FINGERPRINT, file_states, nnunet_version, set_aside_splits, write_record
 from nnplug.planning.disk import flush_to_disk, telling_when_full
 from nnplug.planning.samples import Samples, keep_for_samples
@@ -86,7 +86,7 @@ def extract_fingerprint(
     if made.run is not DatasetFingerprintExtractor.run:
         _run_own(made, data, pool, shard)
         return True
-    with data.activated():
+    with data.described() as raw, environment(nnUNet_raw=raw):
         job = _Job.make(data, made(data.name), strict)
     _extract_cases(data, pool, job, shard)
     missing = [name for name in data.inventory.cases if not job.is_done(name)]
