@@ -247,6 +247,15 @@ def test_parameters_for_pytest() -> None:
     assert found["num_epochs=3-trains[2d]"] == []
 
 
+def test_code_that_can_not_be_imported_fails_its_checks(site: PluginSite) -> None:
+    site.add("acme-broken", files={"network.py": "raise ValueError('no licence for this computer')"})
+    config = TrainerConfig(name="t", network_builder="acme_broken.network:build")
+    checks = dict(check_trainer(config, quick=True))
+    [outcome] = run_checks([checks["builds[2d]"]])
+    assert outcome.status == "failed"
+    assert "no licence for this computer" in outcome.message
+
+
 @pytest.fixture
 def losses(installed: PluginSite) -> None:
     code = trainers("name='good', loss_fn='acme_losses.losses:good'", "name='bad', loss_fn='acme_losses.losses:bad'")
@@ -261,6 +270,7 @@ def test_the_command_shows_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1].split() == ["check", "2d", "3d", "3d_anisotropic", "four_channels"]
     assert ["loss_finite", "ok", "ok", "ok"] in [line.split() for line in lines]
     assert ["loss_autocast", "ok"] in [line.split() for line in lines]
+    assert lines[-2].split() == ["trainer", "passed", "failed", "exempt", "skipped", "seconds"]
     assert lines[-1].split()[:5] == ["good", "24", "-", "-", "-"]
 
 

@@ -69,5 +69,5 @@ def loaded(value: Any) -> Any:
     target = value.target if isinstance(value, Component) else value
     try:
         return load(target, trusted=True)
-    except NnplugError:
+    except Exception:
         return None

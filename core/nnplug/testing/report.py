@@ -51,8 +51,9 @@ def print_summary(trainers: Sequence[tuple[str, Sequence[Outcome]]], console: Co
     table = Table(box=None, pad_edge=False)
     for heading in ("trainer", "passed", "failed", "exempt", "skipped", "seconds"):
         table.add_column(heading, justify="left" if heading == "trainer" else "right", no_wrap=True)
-    for heading in ("patch", "parameters", "multiply-adds", "peak memory", "s a step"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    if any(_measured(outcomes) for _, outcomes in trainers):
+        for heading in ("patch", "parameters", "multiply-adds", "peak memory", "s a step"):
+            table.add_column(heading, justify="right", no_wrap=True)
     for name, outcomes in trainers:
         counts = Counter(outcome.status for outcome in outcomes)
         seconds = sum(outcome.seconds for outcome in outcomes)
