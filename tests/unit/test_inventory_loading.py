@@ -157,6 +157,19 @@ def test_a_file_that_is_used_twice(made: MadeInventory) -> None:
     ]
 
 
+def test_labels_that_are_stored_once_are_not_used_twice(made: MadeInventory) -> None:
+    """Tools that store equal files once make one file of the empty labels of several cases."""
+    label = made.folder / "labels" / "case_1.nii.gz"
+    label.unlink()
+    label.symlink_to(made.folder / "labels" / "case_0.nii.gz")
+    assert problems_of(made) == []
+    made.entry("case_1")["label"] = "labels/../labels/case_0.nii.gz"
+    assert problems_of(made) == [
+        "case case_1, labels/case_0.nii.gz: used as label, and by case case_0 as label. "
+        "Each file belongs to one case and one channel."
+    ]
+
+
 def test_file_ending(made: MadeInventory) -> None:
     made.content["file_ending"] = "nii.gz"
     assert problems_of(made) == ["file_ending is 'nii.gz'. Give the ending that predictions get, for example .nii.gz."]

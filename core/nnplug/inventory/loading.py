@@ -21,14 +21,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nnplug.errors import NnplugError
 from nnplug.inventory import rules
+from nnplug.inventory.file_stats import stat_files, unusable
 from nnplug.inventory.problems import Problem
 
 _KEYS = ("channel_names", "labels", "numTraining", "file_ending", "dataset")
@@ -219,9 +218,10 @@ def _check_ending(ending: Any) -> list[Problem]:
 def _check_cases(path: Path, entries: dict[str, Any], labelled: bool) -> tuple[dict[str, CaseFiles], list[Problem]]:
     problems: list[Problem] = []
     cases: dict[str, CaseFiles] = {}
+    base = os.path.dirname(os.path.abspath(path))
     for name, entry in entries.items():
         found = rules.check_case_name(name)
-        files, more = _case_files(path.absolute().parent, name, entry, labelled)
+        files, more = _case_files(base, name, entry, labelled)
         problems += found + more
         if files is not None:
             cases[name] = files
@@ -230,18 +230,17 @@ def _check_cases(path: Path, entries: dict[str, Any], labelled: bool) -> tuple[d
         for name, files in cases.items()
         for index, file in enumerate(files.all)
     ]
-    missing = _missing([file for _, _, file in uses])
-    problems += [
-        Problem(missing[file], "Mend the path, or leave the case out.", name, file)
-        for name, _, file in uses
-        if file in missing
-    ]
-    problems += rules.check_duplicates(uses)
+    states = stat_files([file for _, _, file in uses])
+    for (name, _, file), state in zip(uses, states, strict=True):
+        why = unusable(file, state)
+        if why:
+            problems.append(Problem(why, "Mend the path, or leave the case out.", name, file))
+    problems += rules.check_duplicates(uses, states)
     bad = {problem.case for problem in problems}
     return {name: files for name, files in cases.items() if name not in bad}, problems
 
 
-def _case_files(base: Path, name: str, entry: Any, labelled: bool) -> tuple[CaseFiles | None, list[Problem]]:
+def _case_files(base: str, name: str, entry: Any, labelled: bool) -> tuple[CaseFiles | None, list[Problem]]:
     images = entry.get("images") if isinstance(entry, dict) else None
     label = entry.get("label") if isinstance(entry, dict) else None
     example = 'Give {"images": ["a_0000.nii.gz"], "label": "a.nii.gz"}.'
@@ -249,29 +248,12 @@ def _case_files(base: Path, name: str, entry: Any, labelled: bool) -> tuple[Case
         return None, [Problem("it has no list of images", example, name)]
     if labelled and not (isinstance(label, str) and label):
         return None, [Problem("it has no label", example, name)]
-    problems: list[Problem] = []
     paths = []
     for text in [*images, label] if labelled else images:
-        expanded = os.path.expanduser(os.path.expandvars(text))
+        expanded = os.path.expanduser(os.path.expandvars(text)) if "$" in text or "~" in text else text
         unset = [variable for variable in re.findall(r"\$\{?(\w+)", expanded) if variable not in os.environ]
         if unset:
             found = f"{text}: the variable {unset[0]} is not set"
-            problems.append(Problem(found, f"export {unset[0]}=FOLDER, or write the path out.", name))
-        paths.append(Path(os.path.abspath(base / expanded)))
-    if problems:
-        return None, problems
+            return None, [Problem(found, f"export {unset[0]}=FOLDER, or write the path out.", name)]
+        paths.append(Path(os.path.normpath(os.path.join(base, expanded))))
     return CaseFiles(tuple(paths[: len(images)]), paths[-1] if labelled else None), []
-
-
-def _missing(files: Sequence[Path]) -> dict[Path, str]:
-    """What can not be opened; threads, since a network file system takes its time for each."""
-
-    def look(path: Path) -> str | None:
-        if not path.exists():
-            return "there is no such file"
-        if not path.is_file():
-            return "it is not a file"
-        return None if os.access(path, os.R_OK) else "there is no permission to read it"
-
-    with ThreadPoolExecutor(16) as pool:
-        return {path: found for path, found in zip(files, pool.map(look, files), strict=True) if found}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +186,22 @@ def check_case_name(name: str) -> list[Problem]:
     return [Problem(found, "Rename the case.", name)] if found else []
 
 
-def check_duplicates(files: Iterable[tuple[str, str, Path]]) -> list[Problem]:
-    """A file may be used once. Takes (case, what it is there, path)."""
+def check_duplicates(
+    files: Sequence[tuple[str, str, Path]], states: Sequence[os.stat_result | OSError]
+) -> list[Problem]:
+    """A file may be used once. Takes (case, what it is there, path), and what the system says of each file.
+
+    Images are compared as files, so that two links to one are found; labels by their paths only, since tools that store
+    equal files once let the empty labels of several cases be one file.
+    """
     problems = []
-    used: dict[str, tuple[str, str]] = {}
-    for case, role, path in files:
-        other_case, other_role = used.setdefault(os.path.realpath(path), (case, role))
+    used: dict[Any, tuple[str, str]] = {}
+    for (case, role, path), state in zip(files, states, strict=True):
+        keys: list[Any] = [path]
+        if role != "label" and isinstance(state, os.stat_result):
+            keys.append((state.st_dev, state.st_ino))
+        other_case, other_role = next((used[key] for key in keys if key in used), (case, role))
+        used.update(dict.fromkeys(keys, (other_case, other_role)))
         if (other_case, other_role) != (case, role):
             where = f"case {other_case} as {other_role}" if other_case != case else f"the same case as {other_role}"
             advice = "Each file belongs to one case and one channel."

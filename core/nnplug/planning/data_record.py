@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
 from nnplug.datasets import read_splits
 from nnplug.errors import NnplugError
+from nnplug.inventory.file_stats import stat_files
 from nnplug.inventory.problems import count, shortened
 from nnplug.json_files import as_plain_json, read_json, write_json
 from nnplug.planning.data import PlanningData
@@ -26,16 +26,15 @@ def file_states(data: PlanningData) -> dict[str, list[list[Any]]]:
         NnplugError: a file is gone.
     """
     cases = data.inventory.cases
-    try:
-        # threads, since a network file system takes its time for each
-        with ThreadPoolExecutor(16) as pool:
-            found = pool.map(os.stat, [path for files in cases.values() for path in files.all])
-            return {
-                name: [[str(path), (state := next(found)).st_size, state.st_mtime_ns] for path in files.all]
-                for name, files in cases.items()
-            }
-    except OSError as error:
-        raise NnplugError(f"{data.name}: {error.filename} is no longer there ({error.strerror}).") from None
+    found = iter(stat_files([path for files in cases.values() for path in files.all]))
+    states: dict[str, list[list[Any]]] = {}
+    for name, files in cases.items():
+        states[name] = []
+        for path, state in zip(files.all, found, strict=False):
+            if isinstance(state, OSError):
+                raise NnplugError(f"{data.name}: {path} is no longer there ({state.strerror}).")
+            states[name].append([str(path), state.st_size, state.st_mtime_ns])
+    return states
 
 
 def nnunet_version() -> str:
