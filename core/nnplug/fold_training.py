@@ -137,20 +137,25 @@ def _run(job: FoldJob) -> None:
             call_lifecycle("train_end", run=trainer.describe_run(), result=result)
         raise
     if trainer.local_rank == 0:
-        losses = trainer.logger.get_value("val_losses", step=None)
-        validated = BEST if job.validate_best else FINAL
-        result = fold_result(
-            job.fold_folder,
-            dataset=trainer.plans_manager.dataset_name,
-            trainer=trainer.resolved.name,
-            checkpoint=validated if (job.fold_folder / validated).exists() else None,
-            validation_loss=losses[-1] if losses else None,
-            obstacle=stock_prediction_obstacle(trainer.resolved),
-            seconds=time.time() - started,
-        )
-        fold_folder.write_result(job.fold_folder, result)
+        result = _keep_result(trainer, job, time.time() - started)
         if is_told:
             call_lifecycle("train_end", run=trainer.describe_run(), result=result)
+
+
+def _keep_result(trainer: Any, job: FoldJob, seconds: float) -> dict[str, Any]:
+    losses = trainer.logger.get_value("val_losses", step=None)
+    validated = BEST if job.validate_best else FINAL
+    result = fold_result(
+        job.fold_folder,
+        dataset=trainer.plans_manager.dataset_name,
+        trainer=trainer.resolved.name,
+        checkpoint=validated if (job.fold_folder / validated).exists() else None,
+        validation_loss=losses[-1] if losses else None,
+        obstacle=stock_prediction_obstacle(trainer.resolved),
+        seconds=seconds,
+    )
+    fold_folder.write_result(job.fold_folder, result)
+    return result
 
 
 def _make_trainer(job: FoldJob, device: torch.device) -> Any:
