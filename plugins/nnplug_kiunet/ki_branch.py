@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from nnplug import NnplugError
 
@@ -28,6 +29,13 @@ class KiBranch:
         """Its finest resolution by axis, as a factor of the patch's."""
         return _product(self.growth)
 
+    @property
+    def largest_map(self) -> int:
+        """In channels of the patch's size. A decoder stage convolves before it shrinks."""
+        sizes = [math.prod(_product(self.growth[: stage + 1])) for stage in range(len(self.growth))]
+        widths = [max(pair) for pair in pairwise(self.features)]
+        return max(size * width for size, width in zip(sizes, widths, strict=True))
+
 
 def plan_ki_branch(
     strides: Sequence[Size],
@@ -35,8 +43,8 @@ def plan_ki_branch(
     *,
     num_ki_stages: int,
     max_ki_growth: int,
-    max_ki_memory: int,
-    ki_features: Sequence[int] | None = None,
+    max_ki_memory: float,
+    ki_features: int | Sequence[int] | None = None,
 ) -> KiBranch:
     """Let the Ki branch grow by the strides of the plan, as far as it may.
 
@@ -46,8 +54,8 @@ def plan_ki_branch(
         num_ki_stages: encoder stages of the branch; not more than the plan has.
         max_ki_growth: how much finer than the patch it may become on an axis, 2 or more.
         max_ki_memory: size of its largest feature map, in channels of the patch's size.
-        ki_features: channels by level. None: the same for all, as many as ``max_ki_memory`` allows, but not more than
-            ``first_features``.
+        ki_features: channels by level, or one number for all. None: as many for all as ``max_ki_memory`` allows, not
+            more than ``first_features``.
 
     Raises:
         NnplugError: nothing to grow by, or a branch that takes more memory than it may.
@@ -55,20 +63,20 @@ def plan_ki_branch(
     num_stages = min(num_ki_stages, len(strides) - 1)
     growth = _growth(strides, num_stages, max_ki_growth)
     if ki_features is None:
-        num_channels = max_ki_memory // math.prod(_product(growth))
-        ki_features = [max(1, min(num_channels, first_features))] * (num_stages + 1)
+        ki_features = max(1, min(int(max_ki_memory // math.prod(_product(growth))), first_features))
+    if isinstance(ki_features, int):
+        ki_features = [ki_features] * (num_stages + 1)
     if len(ki_features) != num_stages + 1 or min(ki_features) < 1:
         raise NnplugError(
             f"needs {num_stages + 1} positive numbers as ki_features, one a level of the Ki branch; "
             f"got {list(ki_features)}."
         )
     branch = KiBranch(growth, tuple(ki_features))
-    needed = _largest_map(branch)
-    if needed > max_ki_memory:
+    if branch.largest_map > max_ki_memory:
         size = "x".join(map(str, branch.resolution))
         raise NnplugError(
-            f"needs max_ki_memory={needed} for a Ki branch of {max(branch.features)} channels that grows {size}-fold; "
-            f"it is {max_ki_memory}. Set that, or a lower max_ki_growth."
+            f"needs max_ki_memory={branch.largest_map} for a Ki branch of {max(branch.features)} channels that grows "
+            f"{size}-fold; it is {max_ki_memory}. Set that, or a lower max_ki_growth."
         )
     return branch
 
@@ -84,13 +92,6 @@ def _growth(strides: Sequence[Size], num_stages: int, max_ki_growth: int) -> tup
         growth.append(tuple(min(s, max_ki_growth // r) for s, r in zip(stride, reached, strict=True)))
         reached = _product([reached, growth[-1]])
     return tuple(growth)
-
-
-def _largest_map(branch: KiBranch) -> int:
-    """In channels of the patch's size. A decoder stage convolves before it shrinks."""
-    sizes = [math.prod(_product(branch.growth[: stage + 1])) for stage in range(len(branch.growth))]
-    widths = [max(pair) for pair in zip(branch.features, branch.features[1:], strict=False)]
-    return max(size * width for size, width in zip(sizes, widths, strict=True))
 
 
 def _product(factors: Sequence[Size]) -> Size:

@@ -46,7 +46,7 @@ class KiUNet(nn.Module):
         max_ki_growth: how much finer than the patch the Ki branch may become on an axis, 2 or more.
         max_ki_memory: size of the Ki branch's largest feature map, in channels of the patch's size. The branch has as
             many channels as that leaves it, at most ``features_per_stage[0]``.
-        ki_features: channels of the Ki branch by level instead, still within ``max_ki_memory``.
+        ki_features: channels of the Ki branch instead, by level or one number, still within ``max_ki_memory``.
         num_outputs: outputs with deep supervision; None for one at every level but the coarsest, as in nnU-Net.
 
     Returns (forward):
@@ -80,8 +80,8 @@ class KiUNet(nn.Module):
         pool: str = "max",
         num_ki_stages: int = 3,
         max_ki_growth: int = 2,
-        max_ki_memory: int = 32,
-        ki_features: Sequence[int] | None = None,
+        max_ki_memory: float = 32,
+        ki_features: int | Sequence[int] | None = None,
         num_outputs: int | None = None,
     ) -> None:
         super().__init__()
@@ -109,6 +109,14 @@ class KiUNet(nn.Module):
         self.input_channels = input_channels
         self.strides = steps
         self.ki_branch = branch
+        self.max_ki_memory = max_ki_memory
+
+    def extra_repr(self) -> str:
+        size = "x".join(map(str, self.ki_branch.resolution))
+        return (
+            f"Ki branch: {size} times the patch, {max(self.ki_branch.features)} channels, "
+            f"largest map {self.ki_branch.largest_map} channels of the patch's size, cap {self.max_ki_memory}"
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | Features:
         self._check_size(x.shape[2:])

@@ -220,6 +220,8 @@ FLAT = [(1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2)]
         ([(1, 1), (3, 3), (2, 4)], {}, [(2, 2), (1, 1)], (8,) * 3),
         ([(1, 1), (3, 3), (2, 4)], {"max_ki_growth": 8, "max_ki_memory": 72}, [(3, 3), (2, 2)], (2,) * 3),
         ([(1, 1), (1, 1), (2, 2), (2, 2)], {}, [(2, 2), (1, 1), (1, 1)], (8,) * 4),
+        (I3, {"ki_features": 3}, [(2, 2, 2), (1, 1, 1), (1, 1, 1)], (3,) * 4),
+        (I3, {"max_ki_memory": 31.5}, [(2, 2, 2), (1, 1, 1), (1, 1, 1)], (3,) * 4),
         (I3, {"ki_features": [4, 4, 2, 2]}, [(2, 2, 2), (1, 1, 1), (1, 1, 1)], (4, 4, 2, 2)),
     ],
 )
@@ -440,6 +442,13 @@ def test_memory_estimate_counts_convolutions_and_interpolations() -> None:
     with torch.device("meta"):
         other = build((8, 16, 16), num_ki_stages=1, max_ki_memory=16, **one)
     assert other.compute_conv_feature_map_size((8, 16, 16)) == estimate
+
+
+def test_it_says_how_fine_and_how_large_its_ki_branch_is() -> None:
+    wide = {"features_per_stage": 32, "n_conv_per_stage": 1}
+    with torch.device("meta"):
+        text = build((8, 16, 16), "anisotropic", num_ki_stages=2, max_ki_memory=35, **wide).extra_repr()
+    assert text == ("Ki branch: 2x2x2 times the patch, 4 channels, largest map 32 channels of the patch's size, cap 35")
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
