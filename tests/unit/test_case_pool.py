@@ -95,8 +95,10 @@ def test_modules_are_imported_once_for_all_workers() -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_no_worker_outlives_the_command(tmp_path: Path, number: int) -> None:
     script = (
-        "import pathlib\nfrom nnplug.case_pool import Pool\nfrom support.pool_work import wait_and_note\n"
+        "import pathlib, signal\nfrom nnplug.case_pool import Pool\nfrom support.pool_work import wait_and_note\n"
         "if __name__ == '__main__':\n"
+        # a test run in the background inherits that Ctrl-C is ignored
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    Pool(2).run(wait_and_note, pathlib.Path(sys.argv[1]), {'a': 0, 'b': 0, 'c': 0}, '')\n"
     )
     process = run_script(script, tmp_path)
