@@ -90,6 +90,14 @@ def test_a_model_of_an_inventory(hippocampus_cache: Path, tmp_path: Path) -> Non
         assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "stock" / file).read_bytes()
 
 
+def test_the_command_line_of_nnunet(tiny_prepared: DatasetForTests, tmp_path: Path) -> None:
+    env = {"nnUNet_raw": str(tiny_prepared.raw), "nnUNet_preprocessed": str(tmp_path / "preprocessed")}
+    options = ["-d", 901, "--verify_dataset_integrity", "-c", CONFIGURATION, "2d", "-npfp", 1, "-np", 1, "--no_pbar"]
+    run_nnplug("plan_and_preprocess", *options, env=env)
+    stock = tiny_prepared.preprocessed_folder
+    assert_same_results(tmp_path / "preprocessed" / tiny_prepared.name, stock, CONFIGURATION, "2d")
+
+
 def test_stock_preprocesses_from_the_cache(hippocampus_cache: Path, tmp_path: Path) -> None:
     """The cache is an ordinary folder of nnU-Net's."""
     cache = hippocampus_cache.parent / "cache"

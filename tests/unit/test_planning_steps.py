@@ -346,6 +346,14 @@ def test_shards_make_the_whole(planned: PlanningData, tiny_prepared: DatasetForT
     assert_same_cases(final(planned), tiny_prepared.preprocessed_folder / final(planned).name)
 
 
+def test_plans_that_were_moved_here_need_no_fingerprint(planned: PlanningData) -> None:
+    for name in ("dataset.json", "dataset_fingerprint.json"):
+        (planned.folder / name).unlink()
+    run(planned)
+    original = planned.raw / planned.name / "dataset.json"
+    assert (planned.folder / "dataset.json").read_bytes() == original.read_bytes()
+
+
 def test_what_is_there_is_not_made_again(planned: PlanningData, monkeypatch: pytest.MonkeyPatch) -> None:
     run(planned)
     names = worked_on(monkeypatch)

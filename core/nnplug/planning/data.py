@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnplug.atomic_file import replace_file
 from nnplug.datasets import DatasetId, environment_folder, find_dataset
 from nnplug.errors import NnplugError
 from nnplug.inventory.loading import Inventory, load_inventory, load_raw_folder
@@ -190,12 +191,21 @@ def open_inventory(
 
 
 def write_dataset_json(data: PlanningData) -> None:
-    """Write the normalised ``dataset.json`` of an inventory into its cache. Raises NnplugError where it can not be."""
+    """Write ``dataset.json`` beside what is made: the normalised one of an inventory, a raw data set's as it is.
+
+    Raises:
+        NnplugError: it can not be written.
+    """
     path = data.folder / "dataset.json"
     try:
         data.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise NnplugError(f"The cache {data.folder} can not be created ({error.strerror}).") from None
-    content = data.inventory.dataset_json()
-    if read_json(path) != content:
-        write_json(path, content)
+    if data.is_inventory:
+        content = data.inventory.dataset_json()
+        if read_json(path) != content:
+            write_json(path, content)
+        return
+    original = (data.raw / data.name / path.name).read_bytes()
+    if not path.is_file() or path.read_bytes() != original:
+        replace_file(path, lambda file: file.write(original))

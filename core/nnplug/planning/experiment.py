@@ -23,7 +23,7 @@ from nnplug.atomic_file import replace_file
 from nnplug.datasets import read_plans
 from nnplug.errors import NnplugError
 from nnplug.planning.classes import find_class
-from nnplug.planning.data import PlanningData, environment
+from nnplug.planning.data import PlanningData, environment, write_dataset_json
 from nnplug.planning.data_record import FINGERPRINT
 from nnplug.planning.disk import telling_when_full
 
@@ -104,8 +104,7 @@ def _holds_plans(path: Path) -> bool:
 
 def _move_results(draft: Path, data: PlanningData, plans_name: str) -> None:
     """The plans come last: where they are, what they need is there."""
-    if not data.is_inventory:
-        _replace_if_other(data.folder / "dataset.json", (data.raw / data.name / "dataset.json").read_bytes())
+    write_dataset_json(data)
     for name in ("splits_final.json", f"{plans_name}.json"):
         if (draft / name).is_file():
             _replace_if_other(data.folder / name, (draft / name).read_bytes())

@@ -29,7 +29,7 @@ from nnplug.inventory.problems import Problem, count, raise_problems
 from nnplug.inventory.readers import choose_reader
 from nnplug.json_files import as_plain_json
 from nnplug.planning.classes import find_class
-from nnplug.planning.data import PlanningData
+from nnplug.planning.data import PlanningData, write_dataset_json
 from nnplug.planning.data_record import file_states, nnunet_version
 from nnplug.planning.disk import flush_to_disk, telling_when_full
 from nnplug.planning.ground_truth import write_ground_truth
@@ -120,6 +120,7 @@ def preprocess(
         on_message(f"{configuration}: shard {shard} is done, {left} of other shards are not yet.")
         return False
     write_ground_truth(data, data.inventory.cases, plans.image_reader_writer_class)
+    write_dataset_json(data)  # plans that were moved here come without
     folder.finish()
     return True
 
