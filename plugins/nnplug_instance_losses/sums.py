@@ -7,9 +7,11 @@ voxels, I channels with ids, K components of the batch (and a place for id 0 of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
 _BLOCK = 2**14
 _LEAST = torch.finfo(torch.float32).tiny  # of a probability, so that its logarithm is finite
@@ -121,11 +123,11 @@ def find_components(target: torch.Tensor, ids: torch.Tensor, context: Any, *, ce
         own_channel = channels.repeat_interleave(per_channel.flatten(), output_size=len(places))
     tops = ids.flatten(1).amax(1) + 1
     starts = tops.cumsum(0) - tops
-    first = [*starts.tolist(), int(tops.sum())]
+    first = [0, *accumulate(tops.tolist())]
     own_id = ids.flatten().index_select(0, voxels if ids.shape[1] == num_classes else places)
     numbers = own_id + starts.repeat_interleave(counts, output_size=len(places))
     if num_classes == 1:
-        channels = samples.repeat_interleave(tops)
+        channels = samples.repeat_interleave(tops, output_size=first[-1])
     else:
         channels = samples.new_zeros(first[-1]).index_copy_(0, numbers, own_channel)
     sizes = torch.bincount(numbers, minlength=first[-1])
@@ -139,8 +141,13 @@ def segment_sums(values: torch.Tensor, segments: torch.Tensor, num_segments: int
     In blocks: added one by one, two million float32 values are off by per cents.
     """
     length = max(_BLOCK, num_segments)
-    blocks = zip(values.split(length), segments.split(length), strict=True)
-    return torch.stack([value.new_zeros(num_segments).index_add_(0, part, value) for value, part in blocks]).sum(0)
+    num_blocks = len(values) // length
+    whole = num_blocks * length
+    shifts = torch.arange(num_blocks, dtype=segments.dtype, device=segments.device) * num_segments
+    shifted = (segments[:whole].view(num_blocks, length) + shifts[:, None]).flatten()
+    blocks = values.new_zeros(num_blocks * num_segments).index_add_(0, shifted, values[:whole])
+    rest = values.new_zeros(num_segments).index_add_(0, segments[whole:], values[whole:])
+    return blocks.view(num_blocks, num_segments).sum(0) + rest
 
 
 class Sums(NamedTuple):
@@ -192,6 +199,7 @@ class _Sum(torch.autograd.Function):
         return inside, background, around, inside_ce, components.sum_around(rest)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inside, background, around, inside_ce, around_ce = grads
         components: Components = ctx.components

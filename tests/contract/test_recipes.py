@@ -64,7 +64,7 @@ CHANGES: dict[str, tuple[set[str], tuple[int, ...]]] = {
 }
 # recipe that spells nnU-Net's default: a trainer that does otherwise, how to take the recipe's part, what that changes
 RETURNS = {
-    "sgd": ("nnUNetTrainerAdam", "optimizer=@sgd", {"optimizer"}),
+    "sgd": ("nnUNetTrainerAdam", "optimizer=@sgd+lr_scheduler=@poly_lr", {"optimizer"}),
     "poly_lr": ("nnUNetTrainerCosAnneal", "lr_scheduler=@poly_lr", {"learning_rates"}),
     "dice_ce_loss": ("nnUNetTrainerCELoss", "loss_fn=@dice_ce_loss", {"loss"}),
 }

@@ -111,6 +111,16 @@ def test_two_classes_are_computed_as_several(loss: type[InstanceLoss]) -> None:
     torch.testing.assert_close(two, three)
 
 
+@every_loss
+def test_one_region_alone(loss: type[InstanceLoss]) -> None:
+    context = LossContext(num_classes=1, spatial_dims=2, has_regions=True)
+    target = target_of(blobs(), "regions")[:, :1]
+    logits = noise(context, target).double()
+    made = {"cells": loss.cells, "ce": loss.cross_entropy, "connectivity": "full"}
+    value = loss(context, weight_global=0)(logits, target)
+    torch.testing.assert_close(value, instance_term(context, logits, target, **made))
+
+
 @pytest.fixture
 def stock_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """nnU-Net's own loss at one resolution."""
