@@ -59,6 +59,12 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, keep_previ
         raise write_error(path, error) from error
 
 
+def keep_file(path: Path, content: bytes) -> None:
+    """As ``replace_file``, only if ``path`` does not hold ``content`` already."""
+    if not path.is_file() or path.read_bytes() != content:
+        replace_file(path, lambda file: file.write(content))
+
+
 def create_file(path: Path, content: bytes) -> bool:
     """Write ``path`` only if it does not exist; of several processes that try at once exactly one gets True.
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnplug import losses, network
 from nnplug.checkpointing import overrides
 from nnplug.component import Component
 from nnplug.errors import NnplugError
+from nnplug.json_files import write_json
 from nnplug.loaders import build_augmenters
 from nnplug.references import describe, load
 from nnplug.resumable import ResumableTrainer
+
+NUM_FOLDS = 5  # of nnU-Net's own cross-validation
 
 
 @contextmanager
@@ -34,6 +39,26 @@ class DataSeams(ResumableTrainer):
     # declared without types by nnU-Net
     oversample_foreground_percent: float
     dataset_class: Any
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        if self.fold != "all" and not overrides(self.base_trainer, "do_split"):
+            self._make_splits()
+        return super().do_split()
+
+    def _make_splits(self) -> None:
+        """The file that nnU-Net would make, appearing whole: other folds that start now read it at once."""
+        path = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if path.exists():
+            return
+        folder = self.preprocessed_dataset_folder
+        cases = sorted(infer_dataset_class(folder).get_identifiers(folder))
+        if len(cases) < NUM_FOLDS:
+            raise NnplugError(
+                f"{folder} has {len(cases)} cases, too few for {NUM_FOLDS} folds. Write {path} with folds of your own, "
+                "or train on every case with --all-data."
+            )
+        self.print_to_log_file(f"Creating new {NUM_FOLDS}-fold cross-validation split...")
+        write_json(path, generate_crossval_split(cases, seed=12345, n_splits=NUM_FOLDS))
 
     def _match_oversampling(self) -> None:
         """The share that nnU-Net's fixed oversampling has in a batch, as its probabilistic trainer computes it."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnplug.atomic_file import create_file, replace_file
+from nnplug.atomic_file import create_file, keep_file, replace_file
 from nnplug.errors import NnplugError
 
 
@@ -25,8 +25,7 @@ def create_json(path: Path, content: Any) -> bool:
 
 def keep_json(path: Path, content: Any) -> None:
     """As ``write_json``, only if ``path`` does not hold ``content`` already."""
-    if not path.is_file() or path.read_bytes() != _encode(content):
-        write_json(path, content)
+    keep_file(path, _encode(content))
 
 
 def _encode(content: Any) -> bytes:

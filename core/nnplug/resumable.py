@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ from nnunetv2.utilities.helpers import empty_cache
 from torch import distributed as dist
 
 from nnplug import fold_folder, interrupts, model_folder
+from nnplug.atomic_file import keep_file
 from nnplug.checkpointing import BEST, FINAL, LATEST, PREVIOUS, CheckpointingTrainer, overrides
 from nnplug.errors import NnplugError
 from nnplug.hookspecs import EpochMetrics, call_lifecycle
@@ -76,7 +76,7 @@ class ResumableTrainer(CheckpointingTrainer):
             model_folder.claim(Path(self.output_folder_base), self.manifest)
             fold_folder.claim_fold(Path(self.output_folder), self.fold_record())
             fingerprint = Path(self.preprocessed_dataset_folder_base, "dataset_fingerprint.json")
-            shutil.copyfile(fingerprint, Path(self.output_folder_base, fingerprint.name))
+            keep_file(Path(self.output_folder_base, fingerprint.name), fingerprint.read_bytes())
         if self.is_ddp:
             dist.barrier()
 

@@ -10,13 +10,12 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnplug.config import TrainerConfig
+from nnplug.data_seams import NUM_FOLDS
 from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_json, read_plans, read_splits
 from nnplug.errors import NnplugError
 from nnplug.fold_training import FoldJob, train_fold
 from nnplug.network import configure_plans
 from nnplug.registry import get_registry
-
-NUM_DEFAULT_FOLDS = 5
 
 
 def train(
@@ -160,7 +159,7 @@ def choose_folds(
         NnplugError: not a number, or beyond the splits.
     """
     splits = read_splits(folder)
-    number = NUM_DEFAULT_FOLDS if splits is None else len(splits)
+    number = NUM_FOLDS if splits is None else len(splits)
     chosen: list[int] = []
     for fold in [folds] if isinstance(folds, int | str) else folds:
         if str(fold) == "all":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,18 @@ def test_stock_finds_trainers_beside_any_torchvision(tiny_dataset: DatasetForTes
     )  # fmt: skip
     assert "Cannot run validation because the training is not finished yet!" in result.stderr
     assert tiny_dataset.model_folder("nnUNetTrainer_5epochs", "2d").is_dir()
+
+
+@pytest.mark.parametrize(("is_ci", "outcome"), [(True, "1 error"), (False, "1 skipped")])
+def test_missing_real_images_fail_only_where_ci_says_so(tmp_path: Path, is_ci: bool, outcome: str) -> None:
+    tests = tmp_path / "project" / "tests"
+    source = Path(__file__).resolve().parents[1]
+    shutil.copytree(source / "support", tests / "support", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(source / "conftest.py", tests)
+    (tests / "test_it.py").write_text("def test_it(hippocampus):\n    assert hippocampus\n")
+    environment = {**clean_environment({"PYTHONPATH": str(tests)}), "CI": "true" if is_ci else ""}
+    command = [sys.executable, "-m", "pytest", "-rA", "-q", "-p", "no:cacheprovider", "--rootdir", tests, tests]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tests, check=False)
+    assert outcome in done.stdout, done.stdout + done.stderr
+    assert "real images are missing: expected the folder ../shared/data beside the project" in done.stdout
+    assert done.returncode == (1 if is_ci else 0)
