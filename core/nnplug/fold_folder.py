@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -140,6 +140,8 @@ def read_result(fold_folder: Path) -> dict[str, Any] | None:
 def fold_lock(fold_folder: Path) -> Iterator[None]:
     """Hold the right to train ``fold_folder``; the lock lies beside it and ends with the process, however it ends.
 
+    Where there is no such folder at the end, the lock goes too, and with it the model folder if nothing else is there.
+
     Raises:
         NnplugError: another process trains it; its host and process number are named.
     """
@@ -158,7 +160,24 @@ def fold_lock(fold_folder: Path) -> Iterator[None]:
         yield
     finally:
         owner_file.unlink(missing_ok=True)
+        is_unused = not fold_folder.exists()
+        if is_unused:
+            Path(lock.lock_file).unlink()  # while it is held: who waits for it notices, and makes a new one
         lock.release()
+        if is_unused:
+            _remove_empty(fold_folder.parent, fold_folder.parent.parent)
+
+
+@contextmanager
+def nothing_left_of_a_refusal(fold_folder: Path) -> Iterator[None]:
+    """Remove a new ``fold_folder`` again where a NnplugError ends the training in it before it begins."""
+    is_new = not fold_folder.exists()
+    try:
+        yield
+    except NnplugError:
+        if is_new and not (fold_folder / FOLD_RECORD_NAME).exists():
+            shutil.rmtree(fold_folder, ignore_errors=True)
+        raise
 
 
 def set_aside(fold_folder: Path) -> Path | None:
@@ -236,6 +255,12 @@ def _is_alive(pid: Any) -> bool:
     except (PermissionError, TypeError, ValueError):
         return True
     return True
+
+
+def _remove_empty(*folders: Path) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _now() -> str:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from nnplug import fold_folder, interrupts
 from nnplug.checkpoint import find_resumable, load
 from nnplug.checkpointing import BEST, FINAL, LATEST, PREVIOUS
 from nnplug.errors import NnplugError
-from nnplug.hookspecs import call_lifecycle
+from nnplug.hookspecs import call_lifecycle, listening, tell_listeners
 from nnplug.interrupts import TrainingInterrupted
 from nnplug.portability import stock_prediction_obstacle
 from nnplug.resolved import ResolvedConfig
@@ -40,6 +40,7 @@ class FoldJob:
         fold: its number, or ``"all"`` for one model on every case.
         model_folder: ``DatasetXXX_Name/trainer__plans__configuration``.
         mode: ``"new"``, ``"continue"``, ``"restart"`` or ``"validate"``.
+        keep_finished: leave a fold as it is that is trained and validated with these settings and data already.
         num_processes: processes of DDP; 1 trains in this process.
     """
 
@@ -51,6 +52,7 @@ class FoldJob:
     model_folder: Path
     device: str
     mode: str = "new"
+    keep_finished: bool = False
     num_processes: int = 1
     save_probabilities: bool = False
     validate_best: bool = False
@@ -75,7 +77,7 @@ def train_fold(job: FoldJob) -> dict[str, Any]:
         TrainingInterrupted: a signal stopped it; it can be continued.
     """
     _check_existing(job)  # a refusal leaves no folder behind
-    with fold_folder.fold_lock(job.fold_folder):
+    with fold_folder.fold_lock(job.fold_folder), fold_folder.nothing_left_of_a_refusal(job.fold_folder):
         _check_existing(job)  # another process may have begun and ended a training in the meantime
         if job.num_processes == 1:
             _run(job)
@@ -92,7 +94,7 @@ def _checkpoints(fold_folder: Path) -> list[str]:
 
 def _check_existing(job: FoldJob) -> None:
     found = _checkpoints(job.fold_folder)
-    if job.mode == "new" and found:
+    if job.mode == "new" and found and not (job.keep_finished and FINAL in found):
         raise NnplugError(
             f"{job.fold_folder} holds a training already ({found[0]}). Continue it with --c, or start anew with "
             "--restart (which sets the old one aside)."
@@ -117,6 +119,10 @@ def _run(job: FoldJob) -> None:
         record = trainer.fold_record()
         if job.mode != "restart":
             fold_folder.check_fold(job.fold_folder, record)
+    if job.keep_finished:
+        if _is_finished(trainer, job):
+            return
+        _check_existing(replace(job, keep_finished=False))
     with _set_aside(trainer, job):
         if job.mode != "validate":
             trainer.announce_start(is_resumed=job.mode == "continue" and bool(_checkpoints(job.fold_folder)))
@@ -140,6 +146,23 @@ def _run(job: FoldJob) -> None:
         result = _keep_result(trainer, job, time.time() - started)
         if is_told:
             call_lifecycle("train_end", run=trainer.describe_run(), result=result)
+
+
+def _is_finished(trainer: Any, job: FoldJob) -> bool:
+    """Whether the fold is trained and validated, with every file that its validation would write now."""
+    wanted = BEST if job.validate_best else FINAL
+    result = fold_folder.read_result(job.fold_folder) or {}
+    if result.get("checkpoint") != wanted or not {FINAL, wanted} <= set(_checkpoints(job.fold_folder)):
+        return False
+    _, cases = trainer.do_split()
+    files = [job.fold_folder / "validation" / f"{case}.npz" for case in cases if job.save_probabilities]
+    for stage in trainer.configuration_manager.next_stage_names or ():
+        identifier = trainer.plans_manager.get_configuration(stage).data_identifier
+        if Path(trainer.preprocessed_dataset_folder_base, identifier).is_dir():
+            predicted = {path.stem for path in (job.model_folder / "predicted_next_stage" / stage).glob("*")}
+            if not set(cases) <= predicted:
+                return False
+    return all(file.is_file() for file in files)
 
 
 def _keep_result(trainer: Any, job: FoldJob, seconds: float) -> dict[str, Any]:
@@ -271,14 +294,15 @@ def _stoppable(job: FoldJob) -> Iterator[None]:
 
 def _run_processes(job: FoldJob) -> None:
     context = torch.multiprocessing.get_context("spawn")
-    outcomes = context.SimpleQueue()
+    outcomes, events = context.SimpleQueue(), context.SimpleQueue()
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     os.environ["MASTER_PORT"] = str(_free_port())
-    processes = torch.multiprocessing.spawn(_process, args=(job, outcomes), nprocs=job.num_processes, join=False)
+    processes = torch.multiprocessing.spawn(_process, args=(job, outcomes, events), nprocs=job.num_processes, join=False)
     try:
         with interrupts.listen() as stop:
             forwarded = False
             while not processes.join(timeout=0.5):
+                _pass_on(events)
                 if stop.name is not None and not forwarded:
                     forwarded = True
                     for pid in processes.pids():
@@ -287,12 +311,19 @@ def _run_processes(job: FoldJob) -> None:
     except Exception:
         if outcomes.empty():
             raise
+    finally:
+        _pass_on(events)
     if not outcomes.empty():
         kind, message = outcomes.get()
         raise NnplugError(message) if kind == "error" else TrainingInterrupted(message)
 
 
-def _process(rank: int, job: FoldJob, outcomes: Any) -> None:
+def _pass_on(events: Any) -> None:
+    while not events.empty():
+        tell_listeners(*events.get())
+
+
+def _process(rank: int, job: FoldJob, outcomes: Any, events: Any) -> None:
     backend = "nccl" if job.device.startswith("cuda") else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(rank)
@@ -300,7 +331,8 @@ def _process(rank: int, job: FoldJob, outcomes: Any) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the life of the process)
     dist.init_process_group(backend, rank=rank, world_size=job.num_processes)
     try:
-        _run(job)
+        with listening(lambda *told: events.put(told)):
+            _run(job)
     except TrainingInterrupted as interrupted:
         # every process stops at the same step; returning lets all of them finish in peace
         outcomes.put(("interrupted", str(interrupted)))

@@ -129,8 +129,8 @@ class ResumableTrainer(CheckpointingTrainer):
         else:
             if not self.was_initialized:
                 self.initialize()
-            self._claim()
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+            self._claim()
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
             self._is_quiet = not is_verbose()
             self.print_plans()

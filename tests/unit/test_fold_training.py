@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nnplug import NnplugError, training
+from nnplug import Component, NnplugError, training
 from nnplug.checkpoint import load, save
 from nnplug.fold_folder import fold_lock
 from nnplug.fold_training import FoldJob, train_fold
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from support.datasets import DatasetForTests
-from support.small_trainings import train_here, write_recipe
+from support.small_trainings import small_config, train_here, write_recipe
 
 
 @pytest.fixture
@@ -182,3 +183,31 @@ def test_a_refused_validation_leaves_no_folder(tiny_dataset: DatasetForTests, tm
     with pytest.raises(NnplugError, match=r"has no checkpoint_final.pth: --val needs a finished training"):
         train_here(tiny_dataset, write_recipe(tmp_path), validation_only=True)
     assert not tiny_dataset.results_folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "configuration", "message"),
+    [
+        ({"mirror_axes": (2,)}, "2d", r"names axis 2; configuration '2d' is 2D"),
+        ({"patch_size": (17, 24, 24)}, "3d_fullres", r"can not take a patch of 17x24x24"),
+        ({"sampler": Component(nnUNetDataLoader, nonsense=3)}, "3d_fullres", r"sampler .* can not be made: .*nonsense"),
+    ],
+    ids=["settings", "network", "data"],
+)
+def test_a_refused_start_leaves_nothing(
+    tiny_dataset: DatasetForTests, fields: dict[str, Any], configuration: str, message: str
+) -> None:
+    config = small_config(**fields)
+    with pytest.raises(NnplugError, match=message):
+        train_here(tiny_dataset, config, configuration=configuration)
+    assert list(tiny_dataset.results.iterdir()) == []
+
+
+def test_a_refusal_leaves_alone_what_was_there(tiny_dataset: DatasetForTests) -> None:
+    config = small_config(sampler=Component(nnUNetDataLoader, nonsense=3))
+    fold = tiny_dataset.model_folder("loop") / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "notes.txt").write_text("mine")
+    with pytest.raises(NnplugError, match="sampler"):
+        train_here(tiny_dataset, config)
+    assert (fold / "notes.txt").read_text() == "mine"

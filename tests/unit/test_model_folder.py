@@ -488,13 +488,21 @@ def test_lock_ends_with_a_killed_training_though_its_workers_live_on(tmp_path: P
         assert time.monotonic() - started < 20
 
 
-def test_lock_is_free_again_after_an_error_and_leaves_nothing_in_the_fold(tmp_path: Path) -> None:
-    fold = tmp_path / "model" / "fold_0"
+def test_lock_is_free_again_after_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    fold = tmp_path / "results" / "dataset" / "model" / "fold_0"
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), fold_lock(fold):
             1 / 0  # noqa: B018
-    assert not fold.exists()
-    assert [path.name for path in fold.parent.iterdir()] == [".nnplug_fold_0.lock"]
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+def test_lock_stays_where_it_was_used(tmp_path: Path) -> None:
+    fold = tmp_path / "model" / "fold_0"
+    with fold_lock(fold):
+        fold.mkdir()
+    with fold_lock(fold.with_name("fold_1")):
+        pass
+    assert sorted(path.name for path in fold.parent.iterdir()) == [".nnplug_fold_0.lock", "fold_0"]
 
 
 def test_lock_in_an_unwritable_place_is_told(tmp_path: Path) -> None:
