@@ -16,7 +16,7 @@ from nnplug.errors import NnplugError
 from nnplug.interrupts import EXIT_INTERRUPTED, TrainingInterrupted, ignore_signals
 
 COMMANDS = (
-    *("trainers", "show", "plugins", "check", "inventory", "convert", "plan_and_preprocess"),
+    *("trainers", "show", "plugins", "check", "inventory", "convert", "plan_and_preprocess", "inspect"),
     *("train", "predict", "history", "new-plugin", "env", "demo"),
 )
 _TRAINER_OPTIONS = ("-tr", "-prev_stage_trainer")
@@ -133,6 +133,25 @@ def import_quickly(module: str) -> Any:
     finally:
         gc.freeze()
         gc.enable()
+
+
+class stdout_for_json:
+    """Send what this process and its children print to standard error; keep standard output for JSON."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+
+    def __enter__(self) -> None:
+        if self.wanted:
+            sys.stdout.flush()
+            self.kept = os.dup(1)
+            os.dup2(2, 1)
+
+    def __exit__(self, *_: object) -> None:
+        if self.wanted:
+            sys.stdout.flush()
+            os.dup2(self.kept, 1)
+            os.close(self.kept)
 
 
 def complete_trainers(prefix: str, **_: Any) -> list[str]:

@@ -21,39 +21,42 @@ _COLOURS = np.array(
 )
 
 
-def draw_case(image: np.ndarray, label: np.ndarray | None, spacing: tuple[float, ...] | None = None) -> np.ndarray:
+def draw_case(
+    image: np.ndarray, label: np.ndarray | None, spacing: tuple[float, ...] | None = None, side: int = SIDE
+) -> np.ndarray:
     """The slice with the most labelled voxels, or the middle one.
 
     Args:
         image, label: D H W.
         spacing: of the three axes; None is 1.
+        side: pixels of the longer side.
 
     Returns:
-        H W 3, uint8, at most ``SIDE`` a side.
+        H W 3, uint8.
     """
     index = len(image) // 2
     if label is not None and (label > 0).any():
         index = int(np.argmax([np.count_nonzero(plane > 0) for plane in label]))
-    picture = _scale(_grey(image[index]), spacing, Image.Resampling.BILINEAR)
+    picture = _scale(_grey(image[index]), spacing, side, Image.Resampling.BILINEAR)
     if label is None:
         return picture
     plane = np.clip(label[index], 0, 255).astype(np.uint8)
-    outline = _outline(_scale(plane, spacing, Image.Resampling.NEAREST)[..., 0])
+    outline = _outline(_scale(plane, spacing, side, Image.Resampling.NEAREST)[..., 0])
     picture[outline > 0] = _COLOURS[(outline[outline > 0] - 1) % len(_COLOURS)]
     return picture
 
 
-def write_overview(path: Path, pictures: Mapping[str, np.ndarray]) -> None:
-    """Put the pictures of all cases into one PNG, each with its name. Raises NnplugError as ``replace_file``."""
-    columns = max(1, math.ceil(math.sqrt(len(pictures) * (SIDE + _CAPTION) / SIDE)))
+def write_overview(path: Path, pictures: Mapping[str, np.ndarray], side: int = SIDE) -> None:
+    """Put pictures of at most ``side`` pixels into one PNG, each with its name. Raises as ``replace_file``."""
+    columns = max(1, min(len(pictures), math.ceil(math.sqrt(len(pictures) * (side + _CAPTION) / side))))
     rows = max(1, math.ceil(len(pictures) / columns))
-    sheet = Image.new("RGB", (columns * SIDE, rows * (SIDE + _CAPTION)))
+    sheet = Image.new("RGB", (columns * side, rows * (side + _CAPTION)))
     draw = ImageDraw.Draw(sheet)
     for position, (name, picture) in enumerate(pictures.items()):
-        left, top = position % columns * SIDE, position // columns * (SIDE + _CAPTION)
+        left, top = position % columns * side, position // columns * (side + _CAPTION)
         height, width = picture.shape[:2]
-        sheet.paste(Image.fromarray(picture), (left + (SIDE - width) // 2, top + (SIDE - height) // 2))
-        draw.text((left + 2, top + SIDE + 1), name[: SIDE // 6 - 1], fill=(255, 255, 255))
+        sheet.paste(Image.fromarray(picture), (left + (side - width) // 2, top + (side - height) // 2))
+        draw.text((left + 2, top + side + 1), name[: side // 6 - 1], fill=(255, 255, 255))
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda file: sheet.save(file, "PNG"))
 
@@ -65,9 +68,9 @@ def _grey(plane: np.ndarray) -> np.ndarray:
     return (255 * np.clip(shown, 0, 1)).astype(np.uint8)
 
 
-def _scale(plane: np.ndarray, spacing: tuple[float, ...] | None, method: Image.Resampling) -> np.ndarray:
+def _scale(plane: np.ndarray, spacing: tuple[float, ...] | None, side: int, method: Image.Resampling) -> np.ndarray:
     height, width = (size * step for size, step in zip(plane.shape, (spacing or (1.0, 1.0, 1.0))[-2:], strict=True))
-    factor = SIDE / max(height, width)
+    factor = side / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     return np.array(Image.fromarray(plane).resize(size, method).convert("RGB"))
 
