@@ -226,8 +226,10 @@ def _load(trainer: Any, job: FoldJob) -> bool:
         for message in messages:
             print(f"nnplug: {message}")
         trainer.resume(path, checkpoint)
-        trainer.print_to_log_file(f"Continuing from {path.name} at epoch {trainer.current_epoch}.")
-        return path.name == FINAL and trainer.current_epoch >= trainer.num_epochs
+        is_finished = path.name == FINAL and trainer.current_epoch >= trainer.num_epochs
+        where = "the final validation" if is_finished else trainer.describe_position()
+        trainer.print_to_log_file(f"Continuing from {path.name} at {where}.")
+        return is_finished
     if job.mode == "continue":
         _begin_again(job)
     if job.pretrained_weights is not None:
@@ -297,7 +299,9 @@ def _run_processes(job: FoldJob) -> None:
     outcomes, events = context.SimpleQueue(), context.SimpleQueue()
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     os.environ["MASTER_PORT"] = str(_free_port())
-    processes = torch.multiprocessing.spawn(_process, args=(job, outcomes, events), nprocs=job.num_processes, join=False)
+    processes = torch.multiprocessing.spawn(
+        _process, args=(job, outcomes, events), nprocs=job.num_processes, join=False
+    )
     try:
         with interrupts.listen() as stop:
             forwarded = False

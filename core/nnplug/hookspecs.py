@@ -6,7 +6,8 @@ Every hook is optional and may take fewer arguments than listed here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 _log = logging.getLogger(PROJECT)
+_listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,22 @@ def train_end(run: TrainingRun, result: Mapping[str, Any]) -> None:
 LIFECYCLE_HOOKS = ("train_start", "epoch_end", "checkpoint_saved", "train_end")
 
 
+@contextmanager
+def listening(listener: Callable[[str, Mapping[str, Any]], None]) -> Iterator[None]:
+    """Tell ``listener`` the name and arguments of every lifecycle hook while the block runs, after the plugins."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def tell_listeners(hook_name: str, arguments: Mapping[str, Any]) -> None:
+    """Call what ``listening`` has registered."""
+    for listener in tuple(_listeners):
+        listener(hook_name, arguments)
+
+
 def call_lifecycle(hook_name: str, **kwargs: Any) -> None:
     """Call a lifecycle hook of every plugin, one plugin at a time.
 
@@ -154,3 +172,4 @@ def call_lifecycle(hook_name: str, **kwargs: Any) -> None:
                 error,
                 exc_info=_log.isEnabledFor(logging.DEBUG),
             )
+    tell_listeners(hook_name, kwargs)

@@ -26,10 +26,11 @@ def train(
     *,
     plans: str = "nnUNetPlans",
     device: str | None = None,
-    num_gpus: int = 1,
+    num_gpus: int | None = 1,
     all_data: bool = False,
     continue_training: bool = False,
     restart: bool = False,
+    keep_finished: bool = False,
     validation_only: bool = False,
     val_best: bool = False,
     npz: bool = False,
@@ -50,16 +51,19 @@ def train(
         trainer: ``-tr`` text, or a config built in Python.
         plans: plans identifier.
         device: ``cuda``, ``cpu`` or ``mps``; None takes what the machine has.
-        num_gpus: processes of distributed training (GPUs, or CPU processes with ``device="cpu"``).
+        num_gpus: processes of distributed training (GPUs, or CPU processes with ``device="cpu"``); None takes all
+            visible GPUs, as far as the batch has samples for them.
         all_data: one model on every case, in nnU-Net's ``fold_all``; ``folds`` is not used.
         continue_training, restart: what to do with a training that is there already.
+        keep_finished: leave a fold that is trained and validated with the same settings and data as it is; its result
+            is the kept one.
         validation_only, val_best: only validate; validate the best checkpoint instead of the final one.
         npz: save probabilities of the validation (nnU-Net's find_best needs them).
         disable_checkpointing: write no checkpoints.
         pretrained_weights: checkpoint to start from; with ``continue_training`` only where there is none of the fold.
         prev_stage_trainer, prev_stage_predictions: where a cascade takes the first stage's segmentations from.
         trust_code, trust_checkpoint: allow code from elsewhere; see the documentation.
-        on_message: receives what ``folds="all"`` was taken for.
+        on_message: receives what ``folds="all"`` was taken for, and of each fold the trainer's name and the folder.
 
     Returns:
         One result a fold: ``status``, ``model_path``, ``dataset_id``, ``dataset``, ``configuration``, ``fold``,
@@ -70,15 +74,10 @@ def train(
         NnplugError: a user's mistake; nothing was trained for the fold it names.
         TrainingInterrupted: a signal; the fold can be continued.
     """
-    if sum([continue_training, restart, validation_only]) > 1:
-        raise NnplugError("--c, --restart and --val exclude each other. Give one of them.")
+    mode = choose_mode(continue_training=continue_training, restart=restart, validation_only=validation_only)
     if val_best and disable_checkpointing:
         raise NnplugError("--val_best needs checkpoints, and --disable_checkpointing writes none.")
-    weights = Path(pretrained_weights).absolute() if pretrained_weights is not None else None
-    if weights is not None and validation_only:
-        raise NnplugError("-pretrained_weights starts a training, and --val only validates. Give one of them.")
-    if weights is not None and not weights.is_file():
-        raise NnplugError(f"There is no file {weights} for -pretrained_weights.")
+    weights = find_weights(pretrained_weights, mode)
     resolved = get_registry().resolve(trainer, trust_code=trust_code)
     results = environment_folder("nnUNet_results")
     name = find_dataset(dataset)
@@ -87,10 +86,10 @@ def train(
     dataset_json = read_json(folder / "dataset.json", "The data set file")
     configured = configure_plans(plans_json, configuration, resolved)
     batch_size = _check_preprocessed(folder, configured, configuration)
+    num_gpus = _count_gpus(device, batch_size) if num_gpus is None else num_gpus
     if num_gpus > batch_size:
         raise NnplugError(f"-num_gpus {num_gpus}: the batch of {batch_size} has too few samples to share. Use fewer.")
     device = choose_device(device, num_gpus)
-    mode = "continue" if continue_training else "restart" if restart else "validate" if validation_only else "new"
     base = results / name / f"{resolved.name}__{plans_json['plans_name']}__{configuration}"
     previous = _previous_stage(
         configured,
@@ -111,6 +110,7 @@ def train(
             model_folder=base,
             device=device,
             mode=mode,
+            keep_finished=keep_finished,
             num_processes=num_gpus,
             save_probabilities=npz,
             validate_best=val_best,
@@ -119,8 +119,33 @@ def train(
             previous_stage_folder=previous,
             trust_checkpoint=trust_checkpoint,
         )
+        on_message(f"{'Validating' if validation_only else 'Training'} {resolved.name} in {job.fold_folder}")
         done.append(train_fold(job))
     return done
+
+
+def choose_mode(*, continue_training: bool, restart: bool, validation_only: bool) -> str:
+    """What to do with a training that is there: the ``mode`` of a `FoldJob`. Raises NnplugError where two are asked."""
+    if sum([continue_training, restart, validation_only]) > 1:
+        raise NnplugError("--c, --restart and --val exclude each other. Give one of them.")
+    return "continue" if continue_training else "restart" if restart else "validate" if validation_only else "new"
+
+
+def find_weights(pretrained_weights: str | Path | None, mode: str) -> Path | None:
+    """The file to start from. Raises NnplugError where it is missing, or nothing is to be trained."""
+    if pretrained_weights is None:
+        return None
+    if mode == "validate":
+        raise NnplugError("-pretrained_weights starts a training, and --val only validates. Give one of them.")
+    weights = Path(pretrained_weights).absolute()
+    if not weights.is_file():
+        raise NnplugError(f"There is no file {weights} for -pretrained_weights.")
+    return weights
+
+
+def _count_gpus(device: str | None, batch_size: int) -> int:
+    visible = torch.cuda.device_count() if device in (None, "cuda") else 0
+    return max(1, min(visible, batch_size))
 
 
 def choose_device(device: str | None, num_gpus: int = 1) -> str:

@@ -42,9 +42,14 @@ def nnunet_version() -> str:
     return ".".join(version("nnunetv2").split(".")[:2])
 
 
-def write_record(data: PlanningData) -> None:
-    """Keep what the fingerprint is taken of."""
-    write_json(data.folder / FILE_NAME, _describe(data))
+def write_record(data: PlanningData, *, is_verified: bool = False) -> None:
+    """Keep what the fingerprint is taken of, and whether every rule was checked on it."""
+    write_json(data.folder / FILE_NAME, {**_describe(data), "is_verified": is_verified})
+
+
+def is_verified(data: PlanningData) -> bool:
+    """Whether every rule was checked on the data that the fingerprint was taken of."""
+    return bool((read_json(data.folder / FILE_NAME) or {}).get("is_verified"))
 
 
 def check_unchanged(data: PlanningData) -> None:

@@ -7,6 +7,7 @@ in place. So it works in temporary folders, and what it has written is moved to 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import shutil
@@ -22,7 +23,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment
 from nnplug.atomic_file import replace_file
 from nnplug.datasets import read_plans
 from nnplug.errors import NnplugError
-from nnplug.planning.classes import find_class
+from nnplug.planning.classes import find_class, list_classes
 from nnplug.planning.data import PlanningData, environment, write_dataset_json
 from nnplug.planning.data_record import FINGERPRINT
 from nnplug.planning.disk import telling_when_full
@@ -45,6 +46,14 @@ class PlannerSettings:
     preprocessor: str = "DefaultPreprocessor"
     target_spacing: Sequence[float] | None = None
     plans_name: str | None = None
+
+
+def find_planner(plans_name: str) -> str | None:
+    """nnU-Net's planner that gives its plans this name when it is told no other; None where no planner does."""
+    for planner in list_classes(ExperimentPlanner, "experiment_planning"):
+        if inspect.signature(planner).parameters["plans_name"].default == plans_name:
+            return planner.__name__
+    return None
 
 
 def plan_experiment(data: PlanningData, settings: PlannerSettings, verbose: bool = False) -> str:

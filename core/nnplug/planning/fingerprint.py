@@ -229,7 +229,7 @@ def _merge(data: PlanningData, job: _Job) -> None:
             "foreground_intensity_properties_per_channel": statistics,
             "median_relative_size_after_cropping": np.median([about["relative_size"] for _, about in cases], 0),
         }
-        write_record(data)
+        write_record(data, is_verified=job.strict)
         draft = job.folder / FINGERPRINT
         save_json(fingerprint, str(draft))
         flush_to_disk(draft)

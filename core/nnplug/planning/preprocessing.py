@@ -40,6 +40,7 @@ _DONE = ".done"
 # entries of a configuration that a preprocessed case does not depend on
 _NOT_READ = (
     "architecture",
+    "patch_size",  # only decides in which blocks a case is stored
     "batch_size",
     "batch_dice",
     "median_image_size_in_voxels",
@@ -56,13 +57,18 @@ def preprocessing_key(plans: Mapping[str, Any], configuration: str, dataset_json
     manager = PlansManager(dict(plans))
     settings = manager.get_configuration(configuration).configuration
     parts = [
-        {key: value for key, value in settings.items() if key not in _NOT_READ},
+        what_cases_depend_on(settings),
         [plans[key] for key in ("transpose_forward", "image_reader_writer", "label_manager")],
         plans["foreground_intensity_properties_per_channel"],
         [dataset_json.get(key) for key in ("labels", "regions_class_order")],
         nnunet_version(),
     ]
     return hashlib.sha256(json.dumps(as_plain_json(parts), sort_keys=True).encode()).hexdigest()
+
+
+def what_cases_depend_on(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a configuration that preprocessed cases are made by."""
+    return {key: value for key, value in settings.items() if key not in _NOT_READ}
 
 
 def preprocess(
@@ -123,6 +129,15 @@ def preprocess(
     write_dataset_json(data)  # plans that were moved here come without
     folder.finish()
     return True
+
+
+def is_from_stock(data: PlanningData, plans_name: str, configuration: str) -> bool:
+    """Whether nnU-Net itself has preprocessed every case. What it made them of is not known then."""
+    manager = PlansManager(read_plans(data.folder, plans_name)).get_configuration(configuration)
+    folder = data.folder / manager.data_identifier
+    if not folder.is_dir() or (folder / _DONE).is_dir():
+        return False
+    return all((folder / f"{name}.pkl").is_file() for name in data.inventory.cases)
 
 
 def _run_own(
