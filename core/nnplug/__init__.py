@@ -13,6 +13,7 @@ from nnplug.loss_contract import LossContext, loss_traits
 
 if TYPE_CHECKING:
     from nnplug.compose import ResolvedConfig
+    from nnplug.evaluation.evaluating import evaluate
     from nnplug.prediction import predict
     from nnplug.training import train
 
@@ -26,6 +27,7 @@ __all__ = [
     "TrainerConfig",
     "TrainingRun",
     "__version__",
+    "evaluate",
     "hookimpl",
     "list_trainers",
     "loss_traits",
@@ -36,6 +38,7 @@ __all__ = [
 
 _LAZY = {
     "ResolvedConfig": "nnplug.compose",
+    "evaluate": "nnplug.evaluation.evaluating",
     "predict": "nnplug.prediction",
     "train": "nnplug.training",
 }

@@ -81,14 +81,15 @@ def read_model_folder(path: Path) -> ModelFolder:
         read_json(path / "plans.json", "The plans file"),
         read_json(path / "dataset.json", "The data set's description"),
     )
-    _need_keys(path / "plans.json", model.plans, "configurations", "image_reader_writer")
-    _need_keys(path / "dataset.json", model.dataset_json, "labels", "file_ending")
+    check_keys(path / "plans.json", model.plans, "configurations", "image_reader_writer")
+    check_keys(path / "dataset.json", model.dataset_json, "labels", "file_ending")
     if not ("channel_names" in model.dataset_json or "modality" in model.dataset_json):
         raise NnplugError(f"{path / 'dataset.json'} is not complete: it has no channel_names.")
     return model
 
 
-def _need_keys(path: Path, content: Any, *keys: str) -> None:
+def check_keys(path: Path, content: Any, *keys: str) -> None:
+    """Raise a NnplugError where ``content``, which was read from ``path``, is no JSON object with these keys."""
     if not isinstance(content, dict):
         raise NnplugError(f"{path} is not complete: expected a JSON object.")
     missing = [key for key in keys if key not in content]

@@ -18,6 +18,7 @@ from nnplug.interrupts import EXIT_INTERRUPTED, TrainingInterrupted, ignore_sign
 COMMANDS = (
     *("trainers", "show", "plugins", "check", "inventory", "convert", "plan_and_preprocess", "inspect"),
     *("train", "predict", "history", "new-plugin", "env", "demo"),
+    *("evaluate",),
 )
 _TRAINER_OPTIONS = ("-tr", "-prev_stage_trainer")
 

@@ -1,0 +1,185 @@
+"""Measures of one case. Overlap is nnU-Net's own function, surfaces are MONAI's.
+
+A class that neither segmentation has is NaN everywhere, as in nnU-Net. A class that only one has is 0, but for the
+Hausdorff distance, which has no value then: NaN.
+
+Voxels that the truth marks as ignored count nowhere. For surfaces they are taken to be as predicted, and only the
+surface that touches an annotated voxel is measured: otherwise the rim of the annotation itself would be a surface.
+
+Axes: D H W voxels; a case of one slice is measured in its plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cc3d
+import numpy as np
+import torch
+from monai.metrics.utils import get_edge_surface_distance, get_mask_edges, get_surface_distance
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics, region_or_label_to_mask
+
+from nnplug.case_pool import CaseFailure
+
+Mask = np.ndarray
+_IOU_OF_A_MATCH = 0.5  # above it, an object can match only one other: no assignment is needed
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """What is measured.
+
+    Attributes:
+        reader: nnU-Net's class.
+        classes: labels, or regions as tuples of labels.
+        ignore_label: its value, None without one.
+        tolerance_mm: distance up to which a surface counts as right; None leaves surfaces out.
+        instances: whether connected components are compared too.
+    """
+
+    reader: type[Any]
+    classes: Sequence[int | tuple[int, ...]]
+    ignore_label: int | None
+    tolerance_mm: float | None
+    instances: bool
+
+
+class _Loaded:
+    """Hands nnU-Net's function images that are read already."""
+
+    def __init__(self, images: Mapping[str, np.ndarray]) -> None:
+        self.images = images
+
+    def read_seg(self, path: str) -> tuple[np.ndarray, dict[str, Any]]:
+        return self.images[path], {}
+
+
+def measure_case(settings: MeasureSettings, _name: str, files: tuple[Path, Path]) -> dict[str, Any]:
+    """The entry of ``metric_per_case`` in nnU-Net's ``summary.json``, with more measures.
+
+    Args:
+        settings: what is measured.
+        files: truth and prediction.
+
+    Raises:
+        CaseFailure: their voxels or spacing differ.
+    """
+    truth, prediction = map(str, files)
+    reference, properties = settings.reader().read_seg(truth)
+    predicted, other = settings.reader().read_seg(prediction)
+    if reference.shape != predicted.shape or not np.allclose(properties["spacing"], other["spacing"], rtol=1e-5):
+        raise CaseFailure("its shape or spacing is not that of the truth")
+    loaded = _Loaded({truth: reference, prediction: predicted})
+    result = compute_metrics(truth, prediction, loaded, settings.classes, settings.ignore_label)
+    ignored = None if settings.ignore_label is None else reference[0] == settings.ignore_label
+    for one, values in result["metrics"].items():
+        truly = region_or_label_to_mask(reference[0], one)
+        found = region_or_label_to_mask(predicted[0], one)
+        if settings.tolerance_mm is not None:
+            values.update(surface_measures(truly, found, properties["spacing"], settings.tolerance_mm, ignored))
+        if settings.instances:
+            values.update(instance_measures(truly, found, ignored))
+    return result
+
+
+def surface_measures(
+    reference: Mask, prediction: Mask, spacing: Sequence[float], tolerance_mm: float, ignored: Mask | None = None
+) -> dict[str, float]:
+    """Surface Dice and the 95th percentile of the Hausdorff distance.
+
+    Args:
+        reference, prediction: boolean, D H W.
+        spacing: of these axes, in mm.
+        tolerance_mm: distance up to which surfaces agree.
+        ignored: voxels that count nowhere.
+
+    Returns:
+        ``surface_dice``, 0 to 1: share of both surfaces, by area, that is within the tolerance of the other (Nikolov
+        et al., 2018, arXiv:1809.04430; surfaces between voxels).
+        ``HD95_mm``: the larger of the two 95th percentiles of distances between border voxels.
+    """
+    annotated = np.ones_like(reference) if ignored is None else ~ignored
+    has_reference, has_prediction = np.any(reference & annotated), np.any(prediction & annotated)
+    if not (has_reference and has_prediction):
+        return {"surface_dice": 0.0 if has_reference or has_prediction else np.nan, "HD95_mm": np.nan}
+    reference = np.where(annotated, reference, prediction)
+    if reference.shape[0] == 1:
+        reference, prediction, annotated, spacing = reference[0], prediction[0], annotated[0], spacing[1:]
+    surfaces = _crop(reference, prediction, annotated)
+    spacing = [float(value) for value in spacing]
+    return {"surface_dice": _surface_dice(*surfaces, spacing, tolerance_mm), "HD95_mm": _hd95(*surfaces, spacing)}
+
+
+def _crop(reference: Mask, prediction: Mask, annotated: Mask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    box = _bounding_box(reference | prediction)
+    # what lies outside the image is not ignored, or an object at its rim would have no surface there
+    return (
+        torch.from_numpy(np.pad(reference[box], 1)),
+        torch.from_numpy(np.pad(prediction[box], 1)),
+        torch.from_numpy(np.pad(annotated[box], 1, constant_values=True)),
+    )
+
+
+def _bounding_box(mask: Mask) -> tuple[slice, ...]:
+    found = []
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        where = np.flatnonzero(mask.any(axis=others))
+        found.append(slice(where[0], where[-1] + 1))
+    return tuple(found)
+
+
+def _surface_dice(
+    reference: torch.Tensor,
+    prediction: torch.Tensor,
+    annotated: torch.Tensor,
+    spacing: Sequence[float],
+    tolerance_mm: float,
+) -> float:
+    on_prediction, on_reference, *areas = get_mask_edges(prediction, reference, crop=False, spacing=spacing)
+    # surface elements lie between the voxels of a 2x2x2 block, one less along each axis
+    blocks = np.lib.stride_tricks.sliding_window_view(annotated.numpy(), (2,) * annotated.ndim)
+    counted = torch.from_numpy(blocks.any(axis=tuple(range(-annotated.ndim, 0))))
+    within = total = 0.0
+    sides = ((on_prediction, on_reference), (on_reference, on_prediction))
+    for (own, other), area in zip(sides, areas, strict=True):
+        elements = own & counted
+        distances = get_surface_distance(elements, other & counted, spacing=spacing)
+        within += float(area[elements][distances <= tolerance_mm].sum())
+        total += float(area[elements].sum())
+    return within / total
+
+
+def _hd95(
+    reference: torch.Tensor, prediction: torch.Tensor, annotated: torch.Tensor, spacing: Sequence[float]
+) -> float:
+    edges, distances, _ = get_edge_surface_distance(
+        prediction, reference, spacing=spacing, symmetric=True, mask=annotated, warn_empty=False
+    )
+    if not all(edge.any() for edge in edges):
+        return np.nan
+    return max(float(np.percentile(one, 95)) for one in distances)
+
+
+def instance_measures(reference: Mask, prediction: Mask, ignored: Mask | None = None) -> dict[str, float]:
+    """Compare connected components (26 neighbours, 8 in a plane) as objects; a pair matches with an IoU above 0.5.
+
+    Returns:
+        ``PQ``: panoptic quality (Kirillov et al., 2019, arXiv:1801.00868, equation 1). ``instance_F1``: of detected
+        objects. ``instances_ref``, ``instances_pred``, ``instances_matched``: how many there are.
+    """
+    annotated = True if ignored is None else ~ignored
+    objects = [cc3d.connected_components(mask & annotated, connectivity=26) for mask in (reference, prediction)]
+    sizes = [np.bincount(image.ravel())[1:] for image in objects]
+    both = (objects[0] > 0) & (objects[1] > 0)
+    pairs, overlaps = np.unique(np.stack([image[both] for image in objects]), axis=1, return_counts=True)
+    iou = overlaps / (sizes[0][pairs[0] - 1] + sizes[1][pairs[1] - 1] - overlaps)
+    matched = iou[iou > _IOU_OF_A_MATCH]
+    counts = {"instances_ref": len(sizes[0]), "instances_pred": len(sizes[1]), "instances_matched": len(matched)}
+    total = (len(sizes[0]) + len(sizes[1])) / 2
+    if total == 0:
+        return {"PQ": np.nan, "instance_F1": np.nan, **counts}
+    return {"PQ": float(matched.sum()) / total, "instance_F1": len(matched) / total, **counts}
