@@ -16,7 +16,7 @@ from nnplug.errors import NnplugError
 from nnplug.interrupts import EXIT_INTERRUPTED, TrainingInterrupted, ignore_signals
 
 COMMANDS = (
-    *("trainers", "show", "plugins", "check", "inventory", "convert", "plan_and_preprocess", "inspect"),
+    *("trainers", "show", "plugins", "check", "inventory", "convert", "plan_and_preprocess", "plans", "inspect"),
     *("train", "predict", "history", "new-plugin", "env", "demo"),
     *("evaluate",),
 )

@@ -74,7 +74,7 @@ class PlanningData:
 
 
 @contextlib.contextmanager
-def environment(**variables: Path) -> Iterator[None]:
+def environment(**variables: Path | str) -> Iterator[None]:
     """Set environment variables for a ``with`` block."""
     before = {key: os.environ.get(key) for key in variables}
     os.environ.update({key: str(path) for key, path in variables.items()})

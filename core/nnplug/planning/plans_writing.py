@@ -1,0 +1,147 @@
+"""Write a derived configuration into its plans, or into new ones, without breaking what holds to the old ones."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nnplug.datasets import read_json
+from nnplug.errors import NnplugError
+from nnplug.inventory.problems import shortened
+from nnplug.json_files import as_plain_json, write_json
+from nnplug.planning.derivation import Derivation
+from nnplug.planning.plans_file import PlansFile, trained_with
+from nnplug.planning.preprocessing import preprocessing_key
+from nnplug.planning.settings import check_name
+
+_OF_PLANNERS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+
+
+def check_target(file: PlansFile, base: str, name: str, new_plans: str | None, overwrite: bool) -> None:
+    """Refuse names that can not be used, before anything is computed.
+
+    Args:
+        file: the plans.
+        base: the configuration that is derived from.
+        name: of the new configuration.
+        new_plans: name of new plans, None for the same ones.
+        overwrite: whether what is there may be replaced.
+
+    Raises:
+        NnplugError: a name that nnU-Net can not use, that is taken, or that trained models hold to.
+    """
+    check_name(name)
+    if new_plans is not None:
+        check_name(new_plans)
+        target = file.folder / f"{new_plans}.json"
+        if new_plans == file.name:
+            raise NnplugError(f"--new-plans {new_plans} is the name of the plans themselves. Choose another one.")
+        _refuse(target.is_file(), f"There are plans '{new_plans}' already ({target})", overwrite)
+        _check_models(file, new_plans, "replaced")
+        return
+    if name in (base, *_OF_PLANNERS):
+        reason = "can not be derived from itself" if name == base else "is written by nnU-Net's planner"
+        raise NnplugError(
+            f"The configuration '{name}' {reason}. Choose another --name, or leave its name and give --new-plans NAME."
+        )
+    _refuse(name in file.plans["configurations"], f"{file.path} has a configuration '{name}' already", overwrite)
+    heirs = _heirs(file.plans, name)
+    if base in heirs:
+        raise NnplugError(f"'{base}' inherits from '{name}', which can not inherit from it. Choose another --name.")
+    if heirs:
+        raise NnplugError(f"'{name}' can not be replaced: {', '.join(heirs)} inherits from it. Choose another --name.")
+    _check_models(file, file.name, "changed")
+
+
+def _refuse(is_there: bool, what: str, overwrite: bool) -> None:
+    if is_there and not overwrite:
+        raise NnplugError(f"{what}. Choose another name, or give --overwrite to replace it.")
+
+
+def _check_models(file: PlansFile, plans_name: str, what: str) -> None:
+    """A model folder holds to its whole plans file: further folds with another one are refused."""
+    models = trained_with(file.folder.name, plans_name)
+    if models:
+        raise NnplugError(
+            f"The plans '{plans_name}' can not be {what}: {shortened([model.name for model in models])} in "
+            f"{models[0].parent} was trained with them, and could not be continued. Give --new-plans NAME with a name "
+            "that is not taken."
+        )
+
+
+def _heirs(plans: dict[str, Any], name: str) -> list[str]:
+    """Configurations that inherit from ``name``, also over several steps."""
+    found: list[str] = []
+    for configuration, settings in plans["configurations"].items():
+        seen = {configuration}
+        while (parent := settings.get("inherits_from")) in plans["configurations"] and parent not in seen:
+            seen.add(parent)
+            settings = plans["configurations"][parent]
+            if parent == name:
+                found.append(configuration)
+                break
+    return found
+
+
+def write_derivation(file: PlansFile, base: str, name: str, derivation: Derivation, new_plans: str | None) -> Path:
+    """Put the derived configuration into a plans file.
+
+    Args:
+        file: the plans.
+        base: the configuration that was derived from.
+        name: of the new one.
+        derivation: what it is.
+        new_plans: name of new plans, which have the others as well; None for the same ones.
+
+    Returns:
+        The plans file.
+
+    Raises:
+        NnplugError: its cases would share a folder with others that are made in another way.
+    """
+    plans = deepcopy(file.plans)
+    if name == base:
+        for heir in _heirs(plans, name):
+            # a cascade's second stage goes with the configuration, others stay what they are
+            if "previous_stage" not in plans["configurations"][heir]:
+                plans["configurations"][heir] = _in_full(file.configuration(heir))
+        plans["configurations"][name] = _in_full(derivation.settings)
+    else:
+        plans["configurations"][name] = {"inherits_from": base, **derivation.changes}
+    plans["plans_name"] = new_plans or file.name
+    target = replace(file, name=plans["plans_name"], plans=as_plain_json(plans))
+    _check_data_folder(target, name)
+    write_json(target.path, target.plans)
+    return target.path
+
+
+def _in_full(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "inherits_from"}
+
+
+def _check_data_folder(target: PlansFile, name: str) -> None:
+    """Cases made in another way must not lie where the configuration looks for its own."""
+    identifier = target.configuration(name)["data_identifier"]
+    key = preprocessing_key(target.plans, name, target.dataset_json)
+    users = []
+    for path in sorted(target.folder.glob("*.json")):
+        plans = read_json(path, "The plans file")
+        if not isinstance(plans, dict) or "configurations" not in plans:
+            continue
+        file = replace(target, name=path.stem, plans=plans)
+        for one in plans["configurations"]:
+            is_replaced = (path, one) == (target.path, name) and not (target.folder / identifier).exists()
+            if not is_replaced and file.configuration(one)["data_identifier"] == identifier:
+                users.append(f"'{one}' of {path.name}")
+                if preprocessing_key(plans, one, target.dataset_json) != key:
+                    raise NnplugError(
+                        f"'{name}' would take the cases of {users[-1]} in {target.folder / identifier}, which are "
+                        "preprocessed in another way. Choose another name, or --set data_identifier=NAME."
+                    )
+    if not users and (target.folder / identifier).exists():
+        raise NnplugError(
+            f"{target.folder / identifier} is there already, and no configuration says how it was made. Remove it, or "
+            "choose another name."
+        )
