@@ -12,13 +12,14 @@ import json
 import os
 import platform
 import random
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
@@ -38,9 +39,20 @@ SMALL = "batch_size=2"
 
 
 def seconds(command: list[str], env: dict[str, str]) -> float:
-    started = time.perf_counter()
-    subprocess.run(command, env=clean_environment(env), check=True, capture_output=True)
-    return time.perf_counter() - started
+    """Wall time of a command; the processes that it leaves behind are killed."""
+    with tempfile.TemporaryFile("w+") as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, env=clean_environment(env), stdout=output, stderr=output, start_new_session=True
+        )
+        exit_code = process.wait()
+        passed = time.perf_counter() - started
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        if exit_code:
+            output.seek(0)
+            raise SystemExit(output.read())
+    return passed
 
 
 def in_turns(repeats: int, *sides: Callable[[], float]) -> list[list[float]]:

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from support import run_nnplug, run_stock
+from support.commands import run_stock_ddp
 from support.datasets import DatasetForTests
 
 SHORT = "num_epochs=1+num_iterations_per_epoch=2+num_val_iterations_per_epoch=1"
@@ -173,3 +174,16 @@ def test_stock_commands_train_composed_names(tiny_dataset: DatasetForTests) -> N
     run_stock("nnUNetv2_train", 901, "3d_fullres", 0, "-tr", name, "-device", "cpu", env=env)
 
     assert (tiny_dataset.model_folder(name) / "fold_0" / "checkpoint_final.pth").exists()
+
+
+def test_stock_command_trains_composed_names_in_two_processes(tiny_dataset: DatasetForTests) -> None:
+    name = "+".join(["no_mirroring", *sorted(SHORT.split("+"))])
+    env = {**tiny_dataset.env, "nnUNet_extTrainer": run_nnplug("env").stdout.strip().split("=", 1)[1].strip("'\"")}
+
+    done = run_stock_ddp(901, "3d_fullres", 0, "-tr", name, "-num_gpus", 2, env=env)
+
+    assert "I am local rank 1" in done.stdout
+    fold = tiny_dataset.model_folder(name) / "fold_0"
+    checkpoint = torch.load(fold / "checkpoint_final.pth", weights_only=True)
+    assert checkpoint["inference_allowed_mirroring_axes"] is None
+    assert json.loads((fold / "validation" / "summary.json").read_text())["metric_per_case"]

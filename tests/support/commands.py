@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 LAUNCHER = Path(__file__).with_name("stock_launcher.py")
+DDP_LAUNCHER = Path(__file__).with_name("stock_ddp_launcher.py")
 
 
 def run_nnplug(
@@ -40,6 +41,11 @@ def run_stock(
 ) -> subprocess.CompletedProcess[str]:
     """``nnUNetv2_train ARGS`` and the like, through a launcher that makes torchvision importable beside a CPU torch."""
     return _run([sys.executable, str(LAUNCHER), entry_point, *map(str, args)], env, check, timeout, cwd)
+
+
+def run_stock_ddp(*args: object, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """``nnUNetv2_train ARGS`` in several processes on the CPU."""
+    return _run([sys.executable, str(DDP_LAUNCHER), *map(str, args)], env, check=True, timeout=600, cwd=None)
 
 
 def clean_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
