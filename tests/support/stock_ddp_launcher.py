@@ -21,7 +21,7 @@ def _set_up(rank: int, world_size: int) -> None:
 declare_missing_operators()
 run_training.setup_ddp = _set_up
 run_training.get_trainer_from_args = partial(run_training.get_trainer_from_args, device=torch.device("cpu"))
-torch.cuda.set_device = lambda device: None
+torch.cuda.set_device = lambda _: None
 
 if __name__ == "__main__":
     run_training.run_training_entry()
