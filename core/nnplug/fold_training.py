@@ -174,7 +174,7 @@ def _keep_result(trainer: Any, job: FoldJob, seconds: float) -> dict[str, Any]:
         trainer=trainer.resolved.name,
         checkpoint=validated if (job.fold_folder / validated).exists() else None,
         validation_loss=losses[-1] if losses else None,
-        obstacle=stock_prediction_obstacle(trainer.resolved),
+        obstacle=stock_prediction_obstacle(trainer.resolved, trainer.configuration_manager.preprocessor_name),
         seconds=seconds,
     )
     fold_folder.write_result(job.fold_folder, result)

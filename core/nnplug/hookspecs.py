@@ -96,6 +96,23 @@ def register_recipes() -> str | Path:  # type: ignore[empty-body]
 
 
 @hookspec
+def register_planners(register: Callable[[str], None]) -> None:
+    """Call ``register("package.module:Class")`` for every subclass of nnU-Net's ``ExperimentPlanner``.
+
+    ``-pl Class`` chooses it. It is imported only then.
+    """
+
+
+@hookspec
+def register_preprocessors(register: Callable[[str], None]) -> None:
+    """Call ``register("package.module:Class")`` for every subclass of nnU-Net's ``DefaultPreprocessor``.
+
+    ``-preprocessor_name Class`` chooses it, for predictions too. It is imported only then. Stock nnU-Net's prediction
+    does not find it.
+    """
+
+
+@hookspec
 def train_start(run: TrainingRun) -> None:
     """Called once, before data are loaded, in the main process only (as all hooks below).
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from typing import Any
 import pluggy
 
 from nnplug import hookspecs
+from nnplug.component import REFERENCE
 from nnplug.compose import Registration
 from nnplug.config import TrainerConfig
 from nnplug.errors import NnplugError
@@ -24,10 +26,40 @@ from nnplug.recipes import read_recipe
 
 RESERVED_NAMES = frozenset({"all", "none", "true", "false"})
 HOOKS = tuple(name for name, value in vars(hookspecs).items() if hasattr(value, "nnplug_spec"))
+#: Hooks that register a class of nnU-Net's data pipeline, by what the class is.
+CLASS_HOOKS = {"planner": "register_planners", "preprocessor": "register_preprocessors"}
 
 
 class PluginError(Exception):
     """Why a plugin is refused; becomes the reason in its record."""
+
+
+@dataclass(frozen=True)
+class ClassRegistration:
+    """A planner or preprocessor of a plugin.
+
+    Attributes:
+        kind: a key of `CLASS_HOOKS`.
+        target: ``package.module:Class``.
+        distribution, version: of the plugin.
+        where: file and line of the registration.
+    """
+
+    kind: str
+    target: str
+    distribution: str
+    version: str
+    where: str
+
+    @property
+    def name(self) -> str:
+        """By which it is chosen, and which plans hold: that of the class."""
+        return self.target.rpartition(":")[2]
+
+    @property
+    def owner(self) -> str:
+        """Distribution and version."""
+        return f"{self.distribution} {self.version}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +74,7 @@ class PluginRecord:
         traceback: of the failure.
         module: the plugin object, None where it was refused.
         num_trainers, num_recipes: how many it registered in Python, as TOML files.
+        classes: planners and preprocessors that it registered.
     """
 
     distribution: str
@@ -53,6 +86,7 @@ class PluginRecord:
     module: Any = field(default=None, repr=False)
     num_trainers: int = 0
     num_recipes: int = 0
+    classes: tuple[ClassRegistration, ...] = ()
 
     @property
     def is_loaded(self) -> bool:
@@ -96,10 +130,12 @@ def load_plugin(
         _register(plugin, record, manager)
         found = _collect(record, manager)
         _check_names(found, taken)
+        record = replace(record, classes=_collect_classes(record, manager))
     except (Exception, SystemExit) as error:
         if plugin is not None and manager.get_plugin(record.key) is plugin:
             manager.unregister(plugin)
-        return replace(record, module=None, reason=_reason(error), traceback=traceback.format_exc()), []
+        refused = replace(record, module=None, classes=())
+        return replace(refused, reason=_reason(error), traceback=traceback.format_exc()), []
     num_recipes = sum(registration.is_file for registration in found)
     return replace(record, num_trainers=len(found) - num_recipes, num_recipes=num_recipes), found
 
@@ -213,6 +249,28 @@ def _collect(record: PluginRecord, manager: pluggy.PluginManager) -> list[Regist
             where = shorten(str(path), package)
             add(read_recipe(path, where), where, None)
     return found
+
+
+def _collect_classes(record: PluginRecord, manager: pluggy.PluginManager) -> tuple[ClassRegistration, ...]:
+    """The planners and preprocessors of one plugin."""
+    found: dict[tuple[str, str], ClassRegistration] = {}
+    package = sys.modules.get(getattr(record.module, "__name__", "").partition(".")[0])
+
+    def register(reference: str, kind: str) -> None:
+        caller = sys._getframe(1)
+        where = f"{shorten(caller.f_code.co_filename, package)}:{caller.f_lineno}"
+        if not isinstance(reference, str) or not REFERENCE.match(reference) or "." in reference.partition(":")[2]:
+            raise PluginError(
+                f"register() of {CLASS_HOOKS[kind]} takes 'package.module:Class', got {reference!r} ({where})"
+            )
+        one = ClassRegistration(kind, reference, record.distribution, record.version, where)
+        if (kind, one.name) in found:
+            raise PluginError(f"registers '{one.name}' twice ({found[kind, one.name].where} and {where})")
+        found[kind, one.name] = one
+
+    for kind, hook in CLASS_HOOKS.items():
+        call_plugin(manager, record.module, hook, register=partial(register, kind=kind))
+    return tuple(found.values())
 
 
 def _check_names(found: list[Registration], taken: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Whether stock nnU-Net can predict with a trainer's model, told from its config alone."""
+"""Whether stock nnU-Net can predict with a trainer's model, told from its config and its preprocessor's name."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ from nnplug.resolved import ResolvedConfig
 from nnplug.stock_names import fields_set_by, stock_trainers
 
 
-def stock_prediction_obstacle(resolved: ResolvedConfig) -> str | None:
+def stock_prediction_obstacle(resolved: ResolvedConfig, preprocessor: str | None = None) -> str | None:
     """Why stock ``nnUNetv2_predict`` can not load a model of this trainer; None where it can.
 
-    Loss, optimiser, loaders and augmentation play no part in prediction; the network and the resampling of the
-    probabilities do.
+    Loss, optimiser, loaders and augmentation play no part in prediction; the network, the preprocessing and the
+    resampling of the probabilities do.
+
+    Args:
+        resolved: the trainer.
+        preprocessor: that the plans name, where they are known.
     """
+    if preprocessor is not None and preprocessor not in _stock_names("preprocessors", ast.ClassDef):
+        owners = [one.owner for one in get_registry().list_classes("preprocessor") if one.name == preprocessor]
+        where = f" comes from {owners[0]}" if owners else " is not nnU-Net's"
+        return f"the preprocessor '{preprocessor}'{where}, and nnU-Net looks for preprocessors in its own package only"
     config = resolved.config
     if config.network_builder is not None:
         target = config.network_builder.target
@@ -62,18 +70,17 @@ def _missing_package(module: str) -> str | None:
 
 def _resampling_obstacle(resolved: ResolvedConfig) -> str | None:
     name = (resolved.config.plans or {}).get("resampling_fn_probabilities")
-    if name is None or name in _stock_resampling_functions():
+    if name is None or name in _stock_names("resampling", ast.FunctionDef):
         return None
     return f"plans.resampling_fn_probabilities: nnU-Net looks for '{name}' in its own package only, and it is not there"
 
 
 @cache
-def _stock_resampling_functions() -> frozenset[str]:
+def _stock_names(folder: str, kind: type[ast.ClassDef] | type[ast.FunctionDef]) -> frozenset[str]:
+    """What nnU-Net defines in a folder of its preprocessing, read without importing it."""
     spec = importlib.util.find_spec("nnunetv2")
-    folders = spec.submodule_search_locations if spec else None
     names: set[str] = set()
-    for folder in folders or []:
-        for file in Path(folder, "preprocessing", "resampling").glob("*.py"):
-            body = ast.parse(file.read_bytes()).body
-            names.update(node.name for node in body if isinstance(node, ast.FunctionDef))
+    for location in (spec.submodule_search_locations if spec else None) or []:
+        for file in Path(location, "preprocessing", folder).glob("*.py"):
+            names.update(node.name for node in ast.parse(file.read_bytes()).body if isinstance(node, kind))
     return frozenset(names)

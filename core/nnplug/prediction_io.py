@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnplug.errors import NnplugError
 from nnplug.image_headers import decompressed_length, reason
+from nnplug.planning.classes import find_preprocessor
 
 
 class PredictionPlans(PlansManager):
-    """nnU-Net's plans manager with a careful reader and writer.
+    """nnU-Net's plans manager with a careful reader and writer, and with the preprocessors of plugins.
 
     Args:
         plans: content of ``plans.json``.
@@ -40,12 +42,28 @@ class PredictionPlans(PlansManager):
         inner = PlansManager.image_reader_writer_class.fget(self)
         return partial(CarefulReaderWriter, inner(), self._end_worker)
 
+    def get_configuration(self, configuration_name: str) -> ConfigurationManager:
+        settings = super().get_configuration(configuration_name).configuration
+        return _Configuration(settings, find_preprocessor(self.plans, settings["preprocessor_name"]))
+
     def _end_worker(self, message: str) -> None:
         """In a worker, leave the message for the main process and end without a traceback; elsewhere do nothing."""
         if os.getpid() == self._main_process:
             return
         self._report.write_text(message, encoding="utf-8")
         raise SystemExit(1)
+
+
+class _Configuration(ConfigurationManager):
+    """Knows its preprocessor, which nnU-Net would look for in its own package; in worker processes too."""
+
+    def __init__(self, settings: dict[str, Any], preprocessor: type[DefaultPreprocessor]) -> None:
+        super().__init__(settings)
+        self._preprocessor = preprocessor
+
+    @property
+    def preprocessor_class(self) -> type[DefaultPreprocessor]:
+        return self._preprocessor
 
 
 class CarefulReaderWriter(BaseReaderWriter):

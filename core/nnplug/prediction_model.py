@@ -24,6 +24,7 @@ from torch import nn
 
 from nnplug.checkpoint import load
 from nnplug.errors import NnplugError
+from nnplug.planning.classes import OWNERS, find_preprocessor, plugin_of_preprocessor
 from nnplug.references import EXTERNAL_TRAINERS, load_dotted
 from nnplug.references import load as load_reference
 from nnplug.stock_names import BASE, find_trainer
@@ -102,6 +103,7 @@ def load_model(
     plans = PlansManager(model.plans)
     manager = plans.get_configuration(first.configuration)
     _check_names(manager, model.path, trust_code)
+    _check_preprocessor(model, manager.preprocessor_name)
     network = _build_network(plans, manager, model.dataset_json, first, trust_code)
     for checkpoint in checkpoints:
         _check_fit(network, checkpoint, manager.network_arch_class_name)
@@ -159,6 +161,23 @@ def _installed_version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return None
+
+
+def _check_preprocessor(model: ModelFolder, name: str) -> None:
+    """The prediction will look for it too, later and in worker processes."""
+    try:
+        find_preprocessor(model.plans, name)
+    except NnplugError as error:
+        raise NnplugError(f"{model.path / 'plans.json'}: {error}") from error
+    owner = model.plans.get(OWNERS, {}).get(name)
+    made_by = f"{owner['distribution']} {owner['version']}" if owner else None
+    installed = plugin_of_preprocessor(name)
+    if made_by is not None and made_by != installed:
+        print(
+            f"nnplug: warning: the model's images were preprocessed with '{name}' of {made_by}, {installed} is "
+            f"installed. For the same code: pip install {made_by.replace(' ', '==')}",
+            file=sys.stderr,
+        )
 
 
 # --- agreement -------------------------------------------------------------------------------------------------------

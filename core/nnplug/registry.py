@@ -23,6 +23,7 @@ from nnplug.compose import Registration, ResolvedConfig
 from nnplug.config import TrainerConfig
 from nnplug.errors import NnplugError
 from nnplug.plugin_loading import (
+    ClassRegistration,
     PluginRecord,
     call_plugin,
     load_plugin,
@@ -69,6 +70,10 @@ class Registry:
     def registrations(self) -> Mapping[str, tuple[Registration, ...]]:
         """Registrations by name; more than one where the name is ambiguous."""
         return {name: tuple(found) for name, found in self._registrations.items()}
+
+    def list_classes(self, kind: str) -> list[ClassRegistration]:
+        """The planners (``planner``) or preprocessors (``preprocessor``) of all plugins."""
+        return [one for record in self.plugins for one in record.classes if one.kind == kind]
 
     @cached_property
     def packages(self) -> Mapping[str, tuple[str, str]]:
@@ -183,7 +188,7 @@ class Registry:
         elif match:
             message += f" It looks like a recipe given as a file: give the file again, -tr {match[1]}.toml."
         message += " List them with: nnplug trainers."
-        return message + _broken(self.failures)
+        return message + describe_failures(self.failures)
 
 
 @cache
@@ -238,7 +243,8 @@ def _ambiguous(name: str, found: list[Registration], stock: StockTrainer | None)
     return f"Trainer '{name}' is registered by {owners}. Use '{name}@{first}' or {cure}."
 
 
-def _broken(failures: list[PluginRecord]) -> str:
+def describe_failures(failures: list[PluginRecord]) -> str:
+    """A sentence for an error about an unknown name; empty where every plugin works."""
     if not failures:
         return ""
     listed = "; ".join(f"{record.title} ({record.reason})" for record in failures)

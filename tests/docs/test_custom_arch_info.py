@@ -8,9 +8,11 @@ import inspect
 import json
 import re
 import runpy
+import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,7 +94,7 @@ def configs_of(text: str) -> list[TrainerConfig]:
 
 
 def test_every_block_is_known() -> None:
-    assert len(FILES) == 14
+    assert len(FILES) == 16
     assert len(SNIPPETS) == 5
     assert PAGE.count("```python") + PAGE.count("```toml") == len(FILES) + len(SNIPPETS)
 
@@ -423,6 +425,39 @@ def test_the_packages_own_test_passes(folder: Path, monkeypatch: pytest.MonkeyPa
     outcomes = list(run_checks(checks))
     assert len(outcomes) > 20
     assert [outcome.message for outcome in outcomes if outcome.status != "passed"] == []
+
+
+def test_the_planner_and_the_preprocessor_are_used(
+    folder: Path, tiny_prepared: DatasetForTests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nnplug.planning.data import find_raw_data
+    from nnplug.planning.experiment import PlannerSettings, plan_experiment
+    from nnplug.planning.preprocessed_case import open_case
+    from nnplug.planning.preprocessing import Pool, preprocess
+
+    site = PluginSite(folder)
+    site.add_metadata("example-planning", "0.1.0", {"example_planning": "example_planning"}, ["example_planning"])
+    registry = site.registry()
+    assert registry.failures == []
+    monkeypatch.setattr("nnplug.registry.get_registry", lambda: registry)
+    with replace(tiny_prepared, preprocessed=tmp_path / "preprocessed").activated():
+        data = find_raw_data(901)
+        data.folder.mkdir(parents=True)
+        shutil.copy(tiny_prepared.preprocessed_folder / "dataset_fingerprint.json", data.folder)
+        settings = PlannerSettings(planner="LargerBatchPlanner", preprocessor="ClippingPreprocessor")
+        assert plan_experiment(data, settings) == "nnUNetPlans"
+        preprocess(data, "nnUNetPlans", "3d_fullres", Pool(0))
+    plans = json.loads((data.folder / "nnUNetPlans.json").read_text())
+    assert plans["configurations"]["3d_fullres"]["batch_size"] >= 4
+    assert plans["nnplug_preprocessors"] == {
+        "ClippingPreprocessor": {"distribution": "example-planning", "version": "0.1.0"}
+    }
+    name = tiny_prepared.splits[0]["train"][0]
+    clipped, stock = (
+        np.ptp(open_case(where, name, "nnUNetPlans").image)
+        for where in (data.folder, tiny_prepared.preprocessed_folder)
+    )
+    assert clipped < stock
 
 
 def test_the_package_is_listed_without_torch(folder: Path) -> None:

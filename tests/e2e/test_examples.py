@@ -64,7 +64,7 @@ def test_a_plugin_is_there_while_it_is_installed(site: VirtualEnvironment, acme:
         )
         plugins = site.run("nnplug", "plugins", "--check").stdout.splitlines()
         [line] = [line for line in plugins if line.startswith("nnplug-acme 0.1.0 ")]
-        assert line.split(maxsplit=3)[2:] == ["nnplug_acme", "3 trainers, 1 recipe"]
+        assert line.split(maxsplit=3)[2:] == ["nnplug_acme", "3 trainers, 1 recipe, preprocessor AcmePreprocessor"]
     gone = site.run("nnplug", "trainers", "acme*", check=False)
     assert gone.returncode == 2
     assert gone.stderr.startswith("nnplug: error: No trainer matches 'acme*'.")

@@ -29,6 +29,8 @@ CALLABLES = {
 HOOKS = {
     "register_trainers": "register",
     "register_recipes": "",
+    "register_planners": "register",
+    "register_preprocessors": "register",
     "train_start": "run",
     "epoch_end": "run metrics",
     "checkpoint_saved": "run path",

@@ -41,6 +41,8 @@ def test_json(installed: PluginSite, capsys: pytest.CaptureFixture[str]) -> None
         "file": None,
         "trainers": 0,
         "recipes": 0,
+        "planners": [],
+        "preprocessors": [],
         "reason": "OSError: disk",
         "heavy_imports": [],
     }

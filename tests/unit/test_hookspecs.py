@@ -114,7 +114,7 @@ def test_only_lifecycle_hooks_are_called() -> None:
 
 def test_every_hook_is_documented_and_typed() -> None:
     assert set(LIFECYCLE_HOOKS) < set(HOOKS)
-    assert len(HOOKS) == 6
+    assert len(HOOKS) == 8
     for name in HOOKS:
         hook = getattr(hookspecs, name)
         assert hook.__doc__

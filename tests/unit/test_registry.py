@@ -83,7 +83,8 @@ BROKEN = [
     ),
     (
         "@nnplug.hookimpl\ndef on_batch(run):\n    pass\n",
-        "there is no hook 'on_batch'. The hooks are: register_trainers, register_recipes, train_start, epoch_end, "
+        "there is no hook 'on_batch'. The hooks are: register_trainers, register_recipes, register_planners, "
+        "register_preprocessors, train_start, epoch_end, "
         "checkpoint_saved, train_end",
     ),
     (

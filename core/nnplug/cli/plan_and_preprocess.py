@@ -95,14 +95,14 @@ def _add_fingerprint_options(parser: argparse.ArgumentParser, processes: str) ->
 
 def _add_planner_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-pl", dest="planner", metavar="CLASS", default="ExperimentPlanner", help="planner (default: %(default)s)")
+    add("-pl", dest="planner", metavar="CLASS", default="ExperimentPlanner", help="planner, also of a plugin (default: %(default)s)")
     add("-gpu_memory_target", metavar="GB", type=float, help="memory to plan for (default: the planner's)")
     add(
         "-preprocessor_name",
         dest="preprocessor",
         metavar="CLASS",
         default="DefaultPreprocessor",
-        help="preprocessor (default: %(default)s)",
+        help="preprocessor, also of a plugin (default: %(default)s)",
     )
     add(
         "-overwrite_target_spacing",

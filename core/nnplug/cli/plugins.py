@@ -80,6 +80,8 @@ def _row(record: PluginRecord) -> dict[str, Any]:
         "file": record.file,
         "trainers": record.num_trainers,
         "recipes": record.num_recipes,
+        "planners": [one.name for one in record.classes if one.kind == "planner"],
+        "preprocessors": [one.name for one in record.classes if one.kind == "preprocessor"],
         "reason": record.reason,
         "traceback": record.traceback,
         "heavy_imports": [],
@@ -109,4 +111,7 @@ def _counts(row: dict[str, Any]) -> str:
         for key, noun in (("trainers", "trainer"), ("recipes", "recipe"))
         if row[key]
     ]
+    for noun in ("planner", "preprocessor"):
+        names = row[f"{noun}s"]
+        counts += [f"{noun}{'' if len(names) == 1 else 's'} {' '.join(names)}"] if names else []
     return ", ".join(counts) or "hooks only"

@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import io
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,11 +20,13 @@ from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
 from nnplug.atomic_file import replace_file
 from nnplug.datasets import read_plans
 from nnplug.errors import NnplugError
-from nnplug.planning.classes import find_class, list_classes
+from nnplug.json_files import write_json
+from nnplug.planning.classes import find_class, list_classes, with_owners
 from nnplug.planning.data import PlanningData, environment, write_dataset_json
 from nnplug.planning.data_record import FINGERPRINT
 from nnplug.planning.disk import telling_when_full
@@ -34,9 +37,9 @@ class PlannerSettings:
     """What nnU-Net's planner is given.
 
     Attributes:
-        planner: nnU-Net's class.
+        planner: class of nnU-Net's or of a plugin.
         gpu_memory_target_gb: None takes the planner's own.
-        preprocessor: nnU-Net's class.
+        preprocessor: class of nnU-Net's or of a plugin.
         target_spacing: of 3d_fullres, in the order of the array's axes; None lets the planner decide.
         plans_name: None takes the planner's own.
     """
@@ -63,11 +66,12 @@ def plan_experiment(data: PlanningData, settings: PlannerSettings, verbose: bool
         The plans' name.
 
     Raises:
-        NnplugError: no fingerprint, an unknown planner, impossible settings.
+        NnplugError: no fingerprint, an unknown planner or preprocessor, impossible settings.
     """
     if not (data.folder / FINGERPRINT).is_file():
         raise NnplugError(f"{data.name} has no fingerprint yet. Run nnplug fingerprint with the same data set first.")
     planner = find_class(settings.planner, ExperimentPlanner, "experiment_planning")
+    find_class(settings.preprocessor, DefaultPreprocessor, "preprocessing")
     spacing = settings.target_spacing
     if spacing is not None and (len(spacing) != 3 or not all(value > 0 for value in spacing)):
         raise NnplugError(f"-overwrite_target_spacing {' '.join(map(str, spacing))}: expected three numbers above 0.")
@@ -81,7 +85,9 @@ def plan_experiment(data: PlanningData, settings: PlannerSettings, verbose: bool
         draft = Path(scratch, data.name)
         _copy_inputs(data, draft)
         quiet = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
-        with environment(nnUNet_raw=raw, nnUNet_preprocessed=draft.parent), quiet:
+        # planners give this number to torch as its number of threads, which can not be 0
+        threads = {"nnUNet_n_proc_DA": "1"} if os.environ.get("nnUNet_n_proc_DA") == "0" else {}
+        with environment(nnUNet_raw=raw, nnUNet_preprocessed=draft.parent, **threads), quiet:
             _, name = plan_experiment_dataset(
                 data.name,
                 planner,
@@ -90,8 +96,17 @@ def plan_experiment(data: PlanningData, settings: PlannerSettings, verbose: bool
                 list(spacing) if spacing is not None else None,
                 settings.plans_name,
             )
+        _name_owners(draft, name)
         _move_results(draft, data, name)
     return name
+
+
+def _name_owners(draft: Path, plans_name: str) -> None:
+    """Where plans name a plugin's preprocessor they say whose it is; others stay nnU-Net's to the byte."""
+    plans = read_plans(draft, plans_name)
+    named = with_owners(plans)
+    if named != plans:
+        write_json(draft / f"{plans_name}.json", named)
 
 
 def _copy_inputs(data: PlanningData, draft: Path) -> None:

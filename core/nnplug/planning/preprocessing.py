@@ -28,7 +28,7 @@ from nnplug.inventory.loading import CaseFiles
 from nnplug.inventory.problems import Problem, count, raise_problems
 from nnplug.inventory.readers import choose_reader
 from nnplug.json_files import as_plain_json
-from nnplug.planning.classes import find_class
+from nnplug.planning.classes import find_preprocessor, plugin_of_preprocessor
 from nnplug.planning.data import PlanningData, write_dataset_json
 from nnplug.planning.data_record import file_states, nnunet_version
 from nnplug.planning.disk import flush_to_disk, telling_when_full
@@ -56,13 +56,15 @@ def preprocessing_key(plans: Mapping[str, Any], configuration: str, dataset_json
     """A hash of everything but the images that preprocessed cases are made of: where it is equal, they are."""
     manager = PlansManager(dict(plans))
     settings = manager.get_configuration(configuration).configuration
-    parts = [
+    parts: list[Any] = [
         what_cases_depend_on(settings),
         [plans[key] for key in ("transpose_forward", "image_reader_writer", "label_manager")],
         plans["foreground_intensity_properties_per_channel"],
         [dataset_json.get(key) for key in ("labels", "regions_class_order")],
         nnunet_version(),
     ]
+    plugin = plugin_of_preprocessor(settings["preprocessor_name"])
+    parts += [plugin] if plugin else []
     return hashlib.sha256(json.dumps(as_plain_json(parts), sort_keys=True).encode()).hexdigest()
 
 
@@ -100,7 +102,7 @@ def preprocess(
     """
     plans = PlansManager(read_plans(data.folder, plans_name))
     manager = plans.get_configuration(configuration)
-    made = find_class(manager.preprocessor_name, DefaultPreprocessor, "preprocessing")
+    made = find_preprocessor(plans.plans, manager.preprocessor_name)
     dataset_json = {key: value for key, value in data.inventory.dataset_json().items() if key != "dataset"}
     if made.run is not DefaultPreprocessor.run:
         _run_own(made, data, plans_name, configuration, pool, shard)

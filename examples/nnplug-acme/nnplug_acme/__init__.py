@@ -36,5 +36,10 @@ def register_trainers(register):
 
 
 @nnplug.hookimpl
+def register_preprocessors(register):
+    register("nnplug_acme.preprocessing:AcmePreprocessor")
+
+
+@nnplug.hookimpl
 def register_recipes():
     return Path(__file__).parent / "recipes"
