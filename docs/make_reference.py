@@ -284,6 +284,7 @@ def exit_codes() -> str:
 | 2 | a mistake of the user, in one line on standard error; `--debug` shows the traceback |
 | {interrupts.EXIT_INTERRUPTED} | a training was stopped by {signals}; it can be continued with `--c` |
 | 130 | stopped at once by Ctrl-C (in a training by the second one) |
+| 143 | a prediction was stopped by SIGTERM; its worker processes are ended too |
 """
 
 

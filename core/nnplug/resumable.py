@@ -288,6 +288,11 @@ class ResumableTrainer(CheckpointingTrainer):
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 
+    def describe_position(self) -> str:
+        """Where in the training this is; epochs and steps are counted from 0, as in nnU-Net's log."""
+        steps = self._steps_per_epoch or self.num_iterations_per_epoch
+        return f"epoch {self.current_epoch}, step {len(self._epoch_losses)} of {steps}"
+
     def _interrupt(self) -> None:
         step, epoch = len(self._epoch_losses), self.current_epoch
         if self.is_ddp:
@@ -296,7 +301,7 @@ class ResumableTrainer(CheckpointingTrainer):
             self._epoch_losses = [float(np.mean(losses)) for losses in zip(*gathered, strict=True)]
         name = self._stop.name or "another process"
         is_done = epoch >= self.num_epochs
-        where = "the end of the training" if is_done else f"epoch {epoch}, step {step} of {self._steps_per_epoch}"
+        where = "the end of the training" if is_done else self.describe_position()
         if self.local_rank == 0:
             if not is_done and not self.disable_checkpointing:
                 self._write(Path(self.output_folder, LATEST), self._checkpoint(in_epoch=True))

@@ -135,7 +135,7 @@ def test_a_signal_saves_at_the_next_step_and_the_epoch_goes_on_from_there(
 
     run_nnplug(*command(recipe, "--c")[3:], env=tiny_dataset.env)
     log = (fold_folder(tiny_dataset) / "training_log.txt").read_text()
-    assert "Continuing from checkpoint_latest.pth at epoch 1" in log
+    assert f"Continuing from checkpoint_latest.pth at epoch 1, step {done} of 40." in log
     assert_unbroken(fold_folder(tiny_dataset) / "checkpoint_final.pth")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -47,10 +49,17 @@ def small_config(name: str = "loop", **fields: Any) -> TrainerConfig:
     return TrainerConfig(name=name, plans=plans, **{**SETTINGS, **fields})
 
 
+@contextmanager
+def without_processes(dataset: DatasetForTests) -> Iterator[None]:
+    """The data set's variables, and threads where nnU-Net's validation starts processes that import torch."""
+    with dataset.activated(), patch.object(multiprocessing, "get_context", _context):
+        yield
+
+
 def train_here(
     dataset: DatasetForTests, trainer: Any, *, configuration: str = "3d_fullres", folds: Any = 0, **arguments: Any
 ) -> list[dict[str, Any]]:
-    """``nnplug.train`` on the CPU, with threads where nnU-Net's validation starts processes that import torch."""
+    """``nnplug.train`` on the CPU, in this process."""
     trainer = str(trainer) if isinstance(trainer, Path) else trainer
-    with dataset.activated(), patch.object(multiprocessing, "get_context", _context):
+    with without_processes(dataset):
         return train(dataset.id, configuration, folds, trainer, device="cpu", **arguments)

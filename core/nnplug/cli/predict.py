@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from nnplug.cli import stdout_for_json
 from nnplug.interrupts import ignore_signals
 
 EXAMPLE = """example:
@@ -117,8 +118,6 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from nnplug.cli.train import stdout_for_json
-
     _end_workers_on_signals()
     with stdout_for_json(args.json):
         result = _predict(args)

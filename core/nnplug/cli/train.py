@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from nnplug.cli import stdout_for_json
 
 EXAMPLE = """example:
   nnplug train 4 3d_fullres 0 -tr monai_segresnet+dice_loss+num_epochs=250
@@ -35,6 +38,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-p", dest="plans", metavar="PLANS", default="nnUNetPlans", help="plans (default: %(default)s)")
     parser.add_argument("-num_gpus", type=int, default=1, metavar="N", help="GPUs, or CPU processes with -device cpu")
     parser.add_argument("--ddp", action="store_true", help="train on all visible GPUs")
+    add_training_options(parser)
+    parser.add_argument("--all-data", action="store_true", help="one model on every case, in fold_all")
+    parser.add_argument("-prev_stage_predictions", metavar="FOLDER", help="predictions of a cascade's first stage")
+    add_inventory_options(parser, results=True)
+    parser.set_defaults(func=run)
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that trains has."""
     parser.add_argument("-device", metavar="D", help="cuda, cpu or mps (default: what the machine has)")
     parser.add_argument("--npz", action="store_true", help="save the validation's probabilities, for find_best")
     parser.add_argument("--c", action="store_true", help="continue from the latest checkpoint")
@@ -43,15 +55,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of checkpoint_final")
     parser.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoints")
     parser.add_argument("-pretrained_weights", metavar="FILE", help="checkpoint to start from")
-    parser.add_argument("--all-data", action="store_true", help="one model on every case, in fold_all")
     parser.add_argument("-prev_stage_trainer", metavar="NAME", help="trainer of a cascade's first stage")
-    parser.add_argument("-prev_stage_predictions", metavar="FOLDER", help="predictions of a cascade's first stage")
     parser.add_argument("--use_compressed", action="store_true", help="accepted; without effect since blosc2")
     parser.add_argument("--trust-code", action="store_true", help="allow a recipe to import from anywhere")
     parser.add_argument("--trust-checkpoint", action="store_true", help="allow a checkpoint to run code")
-    parser.add_argument("--json", action="store_true", help="print only the result, as JSON, on standard output")
-    add_inventory_options(parser, results=True)
-    parser.set_defaults(func=run)
+    parser.add_argument("--json", action="store_true", help="print only the whole result, as JSON, on standard output")
 
 
 def add_trainer_argument(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -87,15 +95,26 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({"status": "interrupted", "message": str(interrupted)}))
         raise
+    from nnplug.fold_folder import RESULT_NAME
     from nnplug.results import combine
 
     result = combine(results)
-    if not args.json and result["predict_command"]:
-        print(f"\nPredict with: {result['predict_command']}")
-        if result["stock_prediction_obstacle"]:
-            print(f"Stock nnU-Net can not predict with this model: {result['stock_prediction_obstacle']}.")
-    print(json.dumps(result, indent=2))
+    if args.json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print(result, [Path(one["model_path"], f"fold_{one['fold']}", RESULT_NAME) for one in results])
     return 0
+
+
+def _print(result: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """The result as far as it is looked at, where all of it is, and what to do next."""
+    shown = ("status", "model_path", "dataset", "configuration", "fold", "metrics")
+    print("\n" + json.dumps({key: result[key] for key in shown}, indent=2))
+    print(f"All of it: {', '.join(map(str, files))}")
+    if result["stock_prediction_obstacle"]:
+        print(f"Stock nnU-Net can not predict with this model: {result['stock_prediction_obstacle']}.")
+    if result["predict_command"]:
+        print(f"Predict with: {result['predict_command']}")
 
 
 def _train(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -136,22 +155,3 @@ def _train(args: argparse.Namespace) -> list[dict[str, Any]]:
         trust_code=args.trust_code,
         trust_checkpoint=args.trust_checkpoint,
     )
-
-
-class stdout_for_json:
-    """Send what this process and its children print to standard error; keep standard output for JSON."""
-
-    def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted
-
-    def __enter__(self) -> None:
-        if self.wanted:
-            sys.stdout.flush()
-            self.kept = os.dup(1)
-            os.dup2(2, 1)
-
-    def __exit__(self, *_: object) -> None:
-        if self.wanted:
-            sys.stdout.flush()
-            os.dup2(self.kept, 1)
-            os.close(self.kept)
