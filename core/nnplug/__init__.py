@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nnplug.evaluation.evaluating import evaluate
     from nnplug.prediction import predict
     from nnplug.training import train
+    from nnplug.training_events import TrainingEvent
+    from nnplug.training_tool import nnunet_training
 
 __all__ = [
     "API_VERSION",
@@ -25,12 +27,14 @@ __all__ = [
     "NnplugError",
     "ResolvedConfig",
     "TrainerConfig",
+    "TrainingEvent",
     "TrainingRun",
     "__version__",
     "evaluate",
     "hookimpl",
     "list_trainers",
     "loss_traits",
+    "nnunet_training",
     "predict",
     "resolve",
     "train",
@@ -39,6 +43,8 @@ __all__ = [
 _LAZY = {
     "ResolvedConfig": "nnplug.compose",
     "evaluate": "nnplug.evaluation.evaluating",
+    "TrainingEvent": "nnplug.training_events",
+    "nnunet_training": "nnplug.training_tool",
     "predict": "nnplug.prediction",
     "train": "nnplug.training",
 }

@@ -83,6 +83,17 @@ def combine(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """As ``combine``, with ``per_class`` and ``folds`` for any number of folds."""
+    per_class = {
+        label: {key: _mean([one["per_class"].get(label, {}).get(key) for one in results]) for key in metrics}
+        for label, metrics in results[0]["per_class"].items()
+    }
+    whole = {**combine(results), "per_class": per_class, "folds": list(results)}
+    first = ("status", "model_path", "dataset_id", "configuration", "fold", "metrics", "per_class", "folds")
+    return {key: whole[key] for key in (*first, *whole)}
+
+
 def _metrics(values: Mapping[str, float]) -> dict[str, float | None]:
     return {"dice": _number(values.get("Dice")), "iou": _number(values.get("IoU"))}
 

@@ -16,13 +16,14 @@ from nnplug.errors import NnplugError
 from nnplug.fold_training import FoldJob, train_fold
 from nnplug.network import configure_plans
 from nnplug.registry import get_registry
+from nnplug.resolved import ResolvedConfig
 
 
 def train(
     dataset: DatasetId,
     configuration: str,
     folds: int | str | Sequence[int | str],
-    trainer: str | TrainerConfig = "nnUNetTrainer",
+    trainer: str | TrainerConfig | ResolvedConfig = "nnUNetTrainer",
     *,
     plans: str = "nnUNetPlans",
     device: str | None = None,
@@ -36,7 +37,7 @@ def train(
     npz: bool = False,
     disable_checkpointing: bool = False,
     pretrained_weights: str | Path | None = None,
-    prev_stage_trainer: str | None = None,
+    prev_stage_trainer: str | TrainerConfig | ResolvedConfig | None = None,
     prev_stage_predictions: str | Path | None = None,
     trust_code: bool = False,
     trust_checkpoint: bool = False,
@@ -74,9 +75,13 @@ def train(
         NnplugError: a user's mistake; nothing was trained for the fold it names.
         TrainingInterrupted: a signal; the fold can be continued.
     """
-    mode = choose_mode(continue_training=continue_training, restart=restart, validation_only=validation_only)
-    if val_best and disable_checkpointing:
-        raise NnplugError("--val_best needs checkpoints, and --disable_checkpointing writes none.")
+    mode = choose_mode(
+        continue_training=continue_training,
+        restart=restart,
+        validation_only=validation_only,
+        val_best=val_best,
+        disable_checkpointing=disable_checkpointing,
+    )
     weights = find_weights(pretrained_weights, mode)
     resolved = get_registry().resolve(trainer, trust_code=trust_code)
     results = environment_folder("nnUNet_results")
@@ -124,10 +129,18 @@ def train(
     return done
 
 
-def choose_mode(*, continue_training: bool, restart: bool, validation_only: bool) -> str:
-    """What to do with a training that is there: the ``mode`` of a `FoldJob`. Raises NnplugError where two are asked."""
+def choose_mode(
+    *, continue_training: bool, restart: bool, validation_only: bool, val_best: bool, disable_checkpointing: bool
+) -> str:
+    """What to do with a training that is there: the ``mode`` of a `FoldJob`.
+
+    Raises:
+        NnplugError: options that exclude each other.
+    """
     if sum([continue_training, restart, validation_only]) > 1:
         raise NnplugError("--c, --restart and --val exclude each other. Give one of them.")
+    if val_best and disable_checkpointing:
+        raise NnplugError("--val_best needs checkpoints, and --disable_checkpointing writes none.")
     return "continue" if continue_training else "restart" if restart else "validate" if validation_only else "new"
 
 
@@ -220,7 +233,7 @@ def _previous_stage(
     configuration: str,
     base: Path,
     *,
-    trainer: str | None,
+    trainer: str | TrainerConfig | ResolvedConfig | None,
     predictions: str | Path | None,
     trust_code: bool,
 ) -> Path | None:

@@ -18,13 +18,17 @@ CALLABLES = {
     "LossContext": "num_classes spatial_dims ignore_label has_regions batch_dice is_ddp num_deep_supervision_outputs",
     "list_trainers": "pattern",
     "loss_traits": "target_format handles_deep_supervision supports_ignore_label supports_regions",
+    "nnunet_training": "dataset_id configuration fold trainer plans_identifier num_gpus device pretrained_weights "
+    "continue_training validation_only val_best disable_checkpointing npz use_compressed verify_dataset_integrity "
+    "no_preprocessing inventory dataset_name cache_dir results_dir restart clean prev_stage_trainer num_processes "
+    "trust_code trust_checkpoint progress raise_errors",
     "predict": "model_folder inputs output folds checkpoint_name device mirror step_size save_probabilities "
     "num_processes_preprocessing num_processes_export num_parts part_id continue_prediction "
     "perform_everything_on_device prev_stage_predictions trust_checkpoint trust_code verbose progress_bar",
     "resolve": "trainer trust_code",
     "train": "dataset configuration folds trainer plans device num_gpus all_data continue_training restart "
     "validation_only val_best npz disable_checkpointing pretrained_weights prev_stage_trainer prev_stage_predictions "
-    "trust_code trust_checkpoint on_message",
+    "trust_code trust_checkpoint on_message keep_finished",
 }
 HOOKS = {
     "register_trainers": "register",
@@ -40,6 +44,7 @@ RECORDS = {
     "TrainingRun": "trainer dataset configuration plans fold output_folder num_epochs device is_resumed config",
     "EpochMetrics": "epoch learning_rate train_loss val_loss mean_dice ema_dice dice_per_class epoch_seconds "
     "data_seconds",
+    "TrainingEvent": "stage message dataset configuration fold epoch num_epochs metrics",
     "TrainerConfig": "name description source extends unset base_trainer network_builder enable_deep_supervision "
     "spatial_dims loss_fn sampler training_transforms mirror_axes optimizer lr_scheduler initial_lr weight_decay "
     "num_epochs num_iterations_per_epoch num_val_iterations_per_epoch batch_size patch_size "

@@ -49,20 +49,6 @@ def planned(tiny: PlanningData, tiny_prepared: DatasetForTests) -> PlanningData:
 
 
 @pytest.fixture
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousandth of nnU-Net's hundred million intensities, here and in what it is compared with."""
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-
-    init = DatasetFingerprintExtractor.__init__
-
-    def with_few(self: DatasetFingerprintExtractor, *args: object, **kwargs: object) -> None:
-        init(self, *args, **kwargs)
-        self.num_foreground_voxels_for_intensitystats = 1e5
-
-    monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", with_few)
-
-
-@pytest.fixture
 def made(tmp_path: Path, few_samples: None) -> MadeInventory:
     return MadeInventory(tmp_path / "data", num_cases=3)
 

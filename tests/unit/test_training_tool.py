@@ -1,0 +1,336 @@
+"""From images to metrics in one call: what is missing is made, what is there is kept, what is wrong is said."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nnplug
+import pytest
+from nnplug import NnplugError, TrainerConfig, TrainingEvent
+from nnplug.interrupts import TrainingInterrupted
+from nnplug.planning.experiment import find_planner
+from support.datasets import DatasetForTests
+from support.inventories import MadeInventory, make_case
+from support.small_trainings import SETTINGS, small_config, without_processes
+
+STAGES_OF_A_FOLD = ["train", "epoch", "validate", "fold"]
+
+
+@pytest.fixture
+def tool(tiny_prepared: DatasetForTests, few_samples: None, tmp_path: Path) -> Iterator[Any]:
+    """`nnunet_training` in this process, with small trainings; ``tool.events`` of the last call."""
+    tool = Tool(tmp_path)
+    with without_processes(tiny_prepared):
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            del os.environ[name]
+        yield tool
+
+
+class Tool:
+    """Calls the function on an inventory of five cases, unless a call says otherwise."""
+
+    def __init__(self, folder: Path) -> None:
+        self.events: list[TrainingEvent] = []
+        self.made = MadeInventory(folder / "data", num_cases=5)
+        for index in range(5):
+            image, label = make_case(index, (16, 16, 16))
+            self.made.save(f"images/case_{index}_0000.nii.gz", image)
+            self.made.save(f"labels/case_{index}.nii.gz", label)
+        self.cache = folder / "cache" / "Dataset007_inventory"
+        self.inventory = {"inventory": self.made.path, "cache_dir": folder / "cache", "results_dir": folder / "results"}
+
+    def __call__(self, dataset: Any = 7, *, fold: Any = 0, **arguments: Any) -> dict[str, Any]:
+        common = {"trainer": small_config(), "num_processes": 0, "device": "cpu", "progress": self.events.append}
+        self.events.clear()
+        return nnplug.nnunet_training(dataset, fold=fold, **{**self.inventory, **common, **arguments})
+
+    def stages(self) -> list[str]:
+        return list(dict.fromkeys(event.stage for event in self.events))
+
+
+def error_of(tool: Tool, *args: Any, **arguments: Any) -> str:
+    """What is refused, before anything is worked on."""
+    with pytest.raises(NnplugError) as caught:
+        tool(*args, **arguments)
+    assert not tool.cache.exists()
+    return str(caught.value)
+
+
+# --- what is missing -------------------------------------------------------------------------------------------------
+
+
+def test_from_images_to_metrics_and_nothing_twice(tool: Tool) -> None:
+    result = tool(fold=[0, 1])
+    assert tool.stages() == ["fingerprint", "plan", "preprocess", *STAGES_OF_A_FOLD]
+    assert list(result)[:6] == ["status", "model_path", "dataset_id", "configuration", "fold", "metrics"]
+    assert {key: result[key] for key in ("status", "dataset_id", "configuration", "fold", "progress_error")} == {
+        "status": "completed",
+        "dataset_id": 7,
+        "configuration": "3d_fullres",
+        "fold": [0, 1],
+        "progress_error": None,
+    }
+    dice = [one["metrics"]["dice"] for one in result["folds"]]
+    assert result["metrics"]["dice"] == sum(dice) / 2
+    assert result["per_class"]["1"]["dice"] == pytest.approx(sum(dice) / 2)
+    assert set(result["metrics"]) == {"dice", "iou", "validation_loss"}
+    epochs = [event for event in tool.events if event.stage == "epoch"]
+    assert [(event.fold, event.epoch, event.num_epochs) for event in epochs] == [(0, 0, 1), (1, 0, 1)]
+    assert set(epochs[0].metrics or {}) == {
+        *("train_loss", "val_loss", "mean_dice", "ema_dice", "learning_rate", "seconds"),
+    }
+    assert {event.dataset for event in tool.events} == {"Dataset007_inventory"}
+    assert "nnUNet_results" not in os.environ
+
+    before = times(tool.cache)
+    assert tool(fold=[0, 1]) == result
+    assert tool.stages() == ["fingerprint", "plan", "preprocess", "fold"]
+    assert times(tool.cache) == before
+    assert tool(fold=1)["folds"] == result["folds"][1:]
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_finished_folds_are_trained_anew_with_restart_and_validated_for_what_is_missing(tool: Tool) -> None:
+    model = Path(tool()["model_path"])
+    with pytest.raises(NnplugError, match=r"holds a training already .* Continue it with --c, or start anew with"):
+        tool(npz=True)
+    tool(npz=True, continue_training=True)
+    assert tool.stages() == ["fingerprint", "plan", "preprocess", "train", "fold"]
+    assert list((model / "fold_0" / "validation").glob("*.npz"))
+    tool(npz=True)
+    assert "train" not in tool.stages()
+    tool(validation_only=True)
+    assert tool.stages()[-2:] == ["validate", "fold"]
+    tool(restart=True)
+    assert tool.stages()[-4:] == STAGES_OF_A_FOLD
+    assert list(model.glob("replaced_fold_0_*"))
+
+
+def test_an_interrupted_fold_is_continued_when_asked(tool: Tool) -> None:
+    final = Path(tool()["model_path"], "fold_0", "checkpoint_final.pth")
+    final.rename(final.with_name("checkpoint_latest.pth"))
+    with pytest.raises(NnplugError, match="holds a training already"):
+        tool()
+    assert tool(continue_training=True)["status"] == "completed"
+    assert final.exists()
+
+
+def test_changed_data_is_refused_until_it_is_made_anew(tool: Tool) -> None:
+    tool()
+    fingerprint = tool.cache / "dataset_fingerprint.json"
+    before = fingerprint.read_bytes()
+    tool.made.save("images/case_0_0000.nii.gz", make_case(9, (16, 16, 16))[0] * 2)
+    with pytest.raises(NnplugError, match=r"1 case with changed files .* Give --clean to make it anew"):
+        tool()
+    with pytest.raises(NnplugError, match=r"belongs to a model with other settings: plans\.json -> foreground"):
+        tool(clean=True)
+    assert fingerprint.read_bytes() != before
+    assert tool(results_dir=tool.cache.parent / "other")["status"] == "completed"
+
+
+def test_what_nnunet_has_preprocessed_is_taken_as_it_is(
+    tool: Tool, tiny_prepared: DatasetForTests, tmp_path: Path
+) -> None:
+    """Its data is checked once, and again when it is told to have changed."""
+    dataset = tiny_prepared.private_copy(tmp_path / "private")
+    folders = {"inventory": None, "cache_dir": None, "results_dir": dataset.results}
+    before = times(dataset.preprocessed_folder)
+    with dataset.activated():
+        tool(901, **folders)
+        assert tool.stages() == ["check", "plan", "preprocess", *STAGES_OF_A_FOLD]
+        assert "3d_fullres was preprocessed by nnU-Net itself and is taken as it is" in [
+            event.message for event in tool.events
+        ]
+        after = times(dataset.preprocessed_folder)
+        assert set(after) - set(before) == {str(dataset.preprocessed_folder / "nnplug_data.json")}
+        assert {path: after[path] for path in before} == before
+        tool(901, **folders)
+        assert tool.stages() == ["fingerprint", "plan", "preprocess", "fold"]
+        label = next((dataset.raw_folder / "labelsTr").iterdir())
+        os.utime(label, (1, 1))
+        with pytest.raises(NnplugError, match=f"1 case with changed files \\({label.name.split('.')[0]}\\)"):
+            tool(901, **folders)
+
+
+def test_plans_are_made_by_the_planner_of_that_name(tool: Tool) -> None:
+    assert [find_planner(name) for name in ("nnUNetPlans", "nnUNetResEncUNetMPlans", "Mine")] == [
+        "ExperimentPlanner",
+        "nnUNetPlannerResEncM",
+        None,
+    ]
+    with pytest.raises(NnplugError) as caught:
+        tool(plans_identifier="Mine")
+    assert str(caught.value) == (
+        f"{tool.cache} has no plans 'Mine', and no planner of nnU-Net gives its plans this name. Make them with nnplug "
+        "plan, or choose others with -p."
+    )
+    result = tool(
+        configuration="2d", plans_identifier="nnUNetResEncUNetMPlans", trainer=TrainerConfig(name="wide", **SETTINGS)
+    )
+    assert result["plans"] == "nnUNetResEncUNetMPlans"
+    with pytest.raises(NnplugError) as caught:
+        tool(configuration="3d_lowres")
+    assert str(caught.value) == (
+        "The plans 'nnUNetPlans' of Dataset007_inventory have no configuration '3d_lowres'; they have 2d, 3d_fullres; "
+        "a cascade is planned only for images that are much larger than a patch."
+    )
+
+
+def test_a_cascade_trains_its_first_stage_before(tool: Tool, tmp_path: Path) -> None:
+    tool(fold=0)  # for the plans
+    add_cascade(tool.cache)
+    result = tool(configuration="3d_cascade_fullres", fold="all")
+    folds = [(event.configuration, event.fold) for event in tool.events if event.stage == "train"]
+    assert folds == [("3d_lowres", 0), ("3d_lowres", 1), ("3d_cascade_fullres", 0), ("3d_cascade_fullres", 1)]
+    assert result["previous_stage"]["configuration"] == "3d_lowres"
+    predicted = Path(result["previous_stage"]["model_path"], "predicted_next_stage", "3d_cascade_fullres")
+    assert len(list(predicted.iterdir())) == 5
+
+    next(predicted.iterdir()).unlink()
+    tool(configuration="3d_cascade_fullres", fold="all")
+    assert "epoch" not in tool.stages(), "the first stage is only validated again"
+    assert len(list(predicted.iterdir())) == 5
+    with pytest.raises(NnplugError, match="'3d_fullres' is no cascade: it takes no previous stage"):
+        tool(prev_stage_trainer="dice_loss")
+
+
+def add_cascade(folder: Path) -> None:
+    """Two more configurations, and two folds so that both stages are quick."""
+    path = folder / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    lowres = {"data_identifier": "nnUNetPlans_3d_lowres", "next_stage": "3d_cascade_fullres"}
+    plans["configurations"]["3d_lowres"] = {**plans["configurations"]["3d_fullres"], **lowres}
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    path.write_text(json.dumps(plans))
+    halves = (["case_0", "case_1"], ["case_2", "case_3", "case_4"])
+    splits = [{"train": a, "val": b} for a, b in (halves, halves[::-1])]
+    (folder / "splits_final.json").write_text(json.dumps(splits))
+
+
+# --- without preprocessing -------------------------------------------------------------------------------------------
+
+
+def test_without_preprocessing(tool: Tool, tiny_prepared: DatasetForTests, tmp_path: Path) -> None:
+    with pytest.raises(NnplugError, match=r"No plans 'nnUNetPlans' in .*Dataset007_inventory; it has none"):
+        tool(no_preprocessing=True)
+    dataset = tiny_prepared.private_copy(tmp_path / "private")
+    shutil.rmtree(dataset.raw)
+    folders = {"inventory": None, "cache_dir": None, "results_dir": dataset.results, "no_preprocessing": True}
+    with dataset.activated():
+        assert tool(901, **folders)["status"] == "completed"
+        assert tool.stages() == STAGES_OF_A_FOLD
+        cases = dataset.preprocessed_folder / "nnUNetPlans_3d_fullres"
+        shutil.rmtree(cases)
+        with pytest.raises(NnplugError) as caught:
+            tool(901, **folders)
+    assert str(caught.value) == (
+        f"Configuration '3d_fullres' is not preprocessed: {cases} is missing or empty, and --no_preprocessing makes "
+        "nothing. Leave it out, or bring that folder."
+    )
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cache_dir": None}, "--inventory needs --cache-dir DIR too."),
+        ({"dataset": "Hippocampus"}, "The data set of an inventory needs an id from 0 to 999, got 'Hippocampus'."),
+        ({"results_dir": None}, "nnUNet_results is not set: it names the folder of trained models."),
+        ({"trainer": "dice_los"}, "Unknown trainer 'dice_los'. Did you mean 'dice_loss'?"),
+        ({"device": "gpu"}, "Unknown device 'gpu'. Choose cuda, cpu or mps."),
+        ({"fold": 7}, "Fold 7 does not exist"),
+        ({"pretrained_weights": "none.pth"}, "There is no file "),
+        ({"continue_training": True, "restart": True}, "--c, --restart and --val exclude each other."),
+        ({"val_best": True, "disable_checkpointing": True}, "--val_best needs checkpoints"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+)
+def test_mistakes_are_told_before_anything_is_worked_on(tool: Tool, arguments: dict[str, Any], message: str) -> None:
+    assert error_of(tool, **arguments).startswith(message)
+
+
+def test_errors_as_a_result(tool: Tool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    about = {"dataset_id": 7, "configuration": "3d_fullres", "fold": "all"}
+    assert tool(device="gpu", fold="all", raise_errors=False) == {
+        "status": "error",
+        "message": "Unknown device 'gpu'. Choose cuda, cpu or mps.",
+        **about,
+    }
+    for error, status, message in (
+        (ValueError("a bug"), "error", "ValueError: a bug"),
+        (TrainingInterrupted("Interrupted by SIGTERM."), "interrupted", "Interrupted by SIGTERM."),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr("nnplug.training_tool.choose_device", raising(error))
+            found = tool(fold="all", raise_errors=False)
+            assert found == {"status": status, "message": message, **about}
+            with pytest.raises(type(error)):
+                tool()
+    assert [record.exc_info is not None for record in caplog.records] == [True], "the traceback of the bug"
+
+
+def raising(error: BaseException) -> Any:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+# --- callbacks and threads -------------------------------------------------------------------------------------------
+
+
+def test_a_callback_that_raises_is_called_no_more(tool: Tool, caplog: pytest.LogCaptureFixture) -> None:
+    stages: list[str] = []
+
+    def progress(event: TrainingEvent) -> None:
+        stages.append(event.stage)
+        if event.stage == "plan":
+            raise OSError("the display is gone")
+
+    with caplog.at_level(logging.WARNING, "nnplug"):
+        result = tool(progress=progress)
+    assert (result["status"], result["progress_error"]) == ("completed", "OSError: the display is gone")
+    assert stages == ["fingerprint", "plan"]
+    (record,) = [record for record in caplog.records if "callback" in record.message]
+    assert record.message == (
+        "The progress callback failed (OSError: the display is gone). The work goes on without it."
+    )
+
+
+def test_without_a_callback_the_messages_are_printed(tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    tool(progress=None, use_compressed=True)
+    printed = capsys.readouterr().out.splitlines()
+    assert "use_compressed has had no effect since nnU-Net stores its data with blosc2." in printed
+    assert "Preprocessing 3d_fullres" in printed
+    assert not [line for line in printed if line.startswith("Epoch 1 of 1")]
+
+
+def test_in_a_thread_of_a_service_one_at_a_time(tool: Tool) -> None:
+    results: list[dict[str, Any]] = []
+    second: list[dict[str, Any]] = []
+
+    def progress(event: TrainingEvent) -> None:
+        if event.stage == "epoch":
+            second.append(nnplug.nnunet_training(8, raise_errors=False))
+
+    thread = threading.Thread(target=lambda: results.append(tool(progress=progress)))
+    thread.start()
+    thread.join()
+    assert results[0]["status"] == "completed"
+    assert second[0]["message"] == (
+        "Another nnunet_training is at work in this process, and nnU-Net's folders are variables of the process. Wait "
+        "until it ends, or start a process for each."
+    )
+    assert tool(no_preprocessing=True)["folds"] == results[0]["folds"], "a call that failed leaves the way free"
