@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if (path / "__init__.py").is_file())
 #: Come with nnunetv2, which can not do without them.
-FROM_NNUNET = {"SimpleITK", "acvl_utils", "matplotlib", "nibabel", "scipy"}
+FROM_NNUNET = {"SimpleITK", "acvl_utils", "matplotlib", "nibabel", "scipy", "sklearn"}
 CONFIG_PACKAGES = sorted(path.name for path in (ROOT / "configs").iterdir() if (path / "__init__.py").is_file())
 CORE = sorted((ROOT / "core").rglob("*.py"))
 PLUGIN_MODULES = sorted([*(ROOT / "plugins").rglob("*.py"), *(ROOT / "configs").rglob("*.py")])

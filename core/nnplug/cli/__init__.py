@@ -16,9 +16,10 @@ from nnplug.errors import NnplugError
 from nnplug.interrupts import EXIT_INTERRUPTED, TrainingInterrupted, ignore_signals
 
 COMMANDS = (
-    *("trainers", "show", "plugins", "check", "inventory", "convert", "plan_and_preprocess", "plans", "inspect"),
-    *("train", "predict", "history", "new-plugin", "env", "demo"),
-    *("evaluate",),
+    *("trainers", "show", "plugins", "check", "inventory", "convert", "plan_and_preprocess"),
+    *("plans", "splits", "inspect"),
+    *("train", "run", "predict", "history", "new-plugin", "env", "demo"),
+    *("evaluate", "find_best", "ensemble", "postprocess"),
 )
 _TRAINER_OPTIONS = ("-tr", "-prev_stage_trainer")
 
