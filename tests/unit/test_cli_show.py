@@ -97,6 +97,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         "distribution": "acme-nets",
         "version": "2.1",
         "file": "acme_nets/__init__.py:7",
+        "more_settings": {},
         "settings": {
             "loss_fn.weight": {"term": "loss_fn.weight=2", "distribution": None, "version": None, "file": None}
         },
@@ -106,6 +107,37 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["distributions"] == {"acme-nets": "2.1"}
     assert report["stock_prediction"] == {"possible": True, "reason": None, "needs": []}
     assert report["config"]["loss_fn"]["weight"] == 2
+
+
+@pytest.fixture
+def sources(nets: PluginSite) -> Path:
+    folder = nets.folder / "acme_nets"
+    (folder / "net.py").write_text(
+        "raise RuntimeError('showing imports nothing')\n"
+        "class Net:\n    def __init__(self, input_channels, num_classes, deep_supervision=False, width=8, act='relu'):\n"
+        "        pass\n"
+    )
+    (folder / "loss.py").write_text("def blob(context, *, weight, soft=False, **more):\n    pass\n")
+    return folder
+
+
+def test_what_else_can_be_set(sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "net+blob+network_builder.width=4"]) == 0
+    assert (
+        "\n\nMore settings with their defaults, set as in +FIELD.SETTING=VALUE:\n  network_builder: act='relu'\n\n"
+    ) in capsys.readouterr().out
+    assert main(["show", "net", "--json"]) == 0
+    fields = json.loads(capsys.readouterr().out)["fields"]
+    assert fields["network_builder"]["more_settings"] == {"width": "8", "act": "'relu'"}
+
+
+def test_a_setting_that_the_code_does_not_have(sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "net+network_builder.widht=4"]) == 2
+    assert capsys.readouterr().err == (
+        "nnplug: error: network_builder acme_nets.net:Net has no setting 'widht' (did you mean width?). "
+        "It takes: width, act.\n"
+    )
+    assert main(["show", "blob+loss_fn.anything=4"]) == 0  # there are **kwargs
 
 
 def test_what_stock_nnunet_can_not_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,10 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from nnplug.errors import NnplugError
+
 if TYPE_CHECKING:
+    from nnplug.component import Component
     from nnplug.resolved import Origin, ResolvedConfig
 
 EXAMPLE = """example:
@@ -14,6 +17,9 @@ EXAMPLE = """example:
   nnplug show nnUNetTrainerDA5 --all
   nnplug show ./my.toml --json
 """
+
+# Arguments that come from other fields or from the run.
+_GIVEN = ("context", "deep_supervision", "initial_lr", "log", "lr", "num_epochs", "patch_size", "weight_decay")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe_trainer(resolved: ResolvedConfig) -> dict[str, Any]:
     """What the command tells, as plain values."""
+    from nnplug.component import Component
     from nnplug.fields import FIELDS, SETTINGS
     from nnplug.layers import leaves
     from nnplug.portability import needed_packages, stock_prediction_obstacle
@@ -66,6 +73,8 @@ def describe_trainer(resolved: ResolvedConfig) -> dict[str, Any]:
         rows[key] = {"value": plain(value), "stock": FIELDS[key.partition(".")[0]].stock, **origin}
         for setting in [name for name in resolved.origins if name.startswith(f"{key}.")]:
             rows[key].setdefault("settings", {})[setting] = _origin(resolved.origins[setting])
+        if isinstance(value, Component) and key != "base_trainer":
+            rows[key]["more_settings"] = _more_settings(key, value)
     implied = fields_set_by(config.base_trainer.target) if config.base_trainer else {}
     obstacle = stock_prediction_obstacle(resolved)
     return {
@@ -78,6 +87,33 @@ def describe_trainer(resolved: ResolvedConfig) -> dict[str, Any]:
         "distributions": dict(resolved.distributions),
         "stock_prediction": {"possible": obstacle is None, "reason": obstacle, "needs": needed_packages(resolved)},
         "config": resolved.as_dict(),
+    }
+
+
+def _more_settings(field: str, component: Component) -> dict[str, str]:
+    """What else can be set of a component, with the defaults.
+
+    Raises:
+        NnplugError: it is given a setting that it does not have, as a training would say.
+    """
+    from nnplug.checks import did_you_mean
+    from nnplug.references import describe
+    from nnplug.signatures import read_signature
+
+    signature = read_signature(component.target)
+    if signature is None:
+        return {}
+    unknown = [name for name in component.kwargs if name not in signature.names]
+    if unknown and not signature.takes_any:
+        settable = [name for name in signature.defaults if name not in _GIVEN]
+        raise NnplugError(
+            f"{field} {describe(component.target)} has no setting '{unknown[0]}'{did_you_mean(unknown[0], settable)}. "
+            f"It takes: {', '.join(settable) or 'none'}."
+        )
+    return {
+        name: default
+        for name, default in signature.defaults.items()
+        if name not in _GIVEN and name not in component.kwargs
     }
 
 
@@ -107,6 +143,11 @@ def _print(report: dict[str, Any], with_unset: bool) -> None:
         print("Sets nothing: it trains as nnU-Net does. The fields: nnplug show NAME --all")
     else:
         _print_columns(table)
+    more = {key: row["more_settings"] for key, row in report["fields"].items() if row.get("more_settings")}
+    if more:
+        print("\nMore settings with their defaults, set as in +FIELD.SETTING=VALUE:")
+    for key, settings in more.items():
+        print(f"  {key}: {', '.join(f'{name}={default}' for name, default in settings.items())}")
     print()
     prediction = report["stock_prediction"]
     if not prediction["possible"]:
