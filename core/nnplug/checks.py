@@ -121,9 +121,9 @@ def plain_copy(value: Any, key: str) -> Any:
     raise Invalid("a plain value (number, text, true, false, list, table)", value, key)
 
 
-def did_you_mean(word: str, known: Any) -> str:
-    """A clause with the nearest known word, empty where none is near."""
-    near = get_close_matches(word, list(known), n=1, cutoff=0.7)
+def did_you_mean(word: str, known: Any, *, cutoff: float = 0.7) -> str:
+    """A clause with the nearest known word, or one that has ``word`` as a part; empty where there is none."""
+    near = get_close_matches(word, list(known), n=1, cutoff=cutoff) or [one for one in known if word in one.split("_")]
     return f" (did you mean {near[0]}?)" if near else ""
 
 

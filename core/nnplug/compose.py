@@ -284,7 +284,9 @@ def _restrict_assignments(assignments: list[Assignment]) -> None:
 def _with_setting(component: Any, assignment: Assignment) -> Component:
     spelled, name = assignment.spell(), assignment.field
     if component is None:
-        raise NnplugError(f"{spelled}: none of the names sets {name}. Add one that does: {name}=@NAME")
+        raise NnplugError(
+            f"{spelled}: none of the names sets {name}. Add one that does: {name}=@NAME; list them with: nnplug trainers"
+        )
     if not isinstance(component, Component):
         raise NnplugError(f"{spelled}: {name} is a finished object; its settings can not be changed by name.")
     first, *below = assignment.target.split(".")[1:]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,16 @@ def find_dataset(dataset: DatasetId, variable: str = "nnUNet_preprocessed") -> s
     if not found:
         have = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "no data set"
         hint = " Preprocess it first: nnUNetv2_plan_and_preprocess -d ID" if variable == "nnUNet_preprocessed" else ""
-        raise NnplugError(f"No data set '{text}' in {variable}={folder}; it has {have}.{hint}")
+        near = nearest_dataset(text, names)
+        raise NnplugError(f"No data set '{text}' in {variable}={folder}{near}; it has {have}.{hint}")
     return found[0]
+
+
+def nearest_dataset(text: str, names: Iterable[str]) -> str:
+    """A clause with the name that was meant, also where only what follows ``DatasetXXX_`` was given; or nothing."""
+    spelled = {spelling.lower(): name for name in names for spelling in (name, name.partition("_")[2])}
+    near = get_close_matches(text.lower(), spelled, n=1, cutoff=0.7)
+    return f" (did you mean {spelled[near[0]]}?)" if near else ""
 
 
 def read_json(path: Path, what: str) -> Any:

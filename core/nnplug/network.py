@@ -27,6 +27,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnplug.checks import did_you_mean
 from nnplug.component import Component
 from nnplug.errors import NnplugError
 from nnplug.references import import_string, load
@@ -84,7 +85,8 @@ def configure_plans(plans: Mapping[str, Any], configuration: str, resolved: Reso
     new = deepcopy(dict(plans))
     if configuration not in new["configurations"]:
         known = ", ".join(new["configurations"])
-        raise NnplugError(f"The plans have no configuration '{configuration}'. They have: {known}.")
+        near = did_you_mean(configuration, new["configurations"], cutoff=0.8)  # 3d_lowres is not 3d_fullres
+        raise NnplugError(f"The plans have no configuration '{configuration}'{near}. They have: {known}.")
     config = resolved.config
     # inherits_from is resolved before anything is merged, or a merged mapping would replace the inherited one
     settings = deepcopy(PlansManager(deepcopy(new)).get_configuration(configuration).configuration)

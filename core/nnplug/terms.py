@@ -139,7 +139,9 @@ def canonical_name(names: Iterable[str], assignments: Iterable[str], text: str) 
 def _assignment(target: str, value: str, text: str) -> Assignment:
     field = target.partition(".")[0]
     if field not in FIELDS or FIELDS[field].is_text:
-        hint = did_you_mean(field, SETTINGS)
+        is_code = value.startswith("@") or "." in target
+        likely = [name for name in SETTINGS if FIELDS[name].is_code == is_code]
+        hint = did_you_mean(field, likely) or did_you_mean(field, SETTINGS)
         raise NnplugError(
             f"'{text}': no field '{field}' can be set{hint}. See the fields with: nnplug show nnUNetTrainer --all"
         )
@@ -164,7 +166,7 @@ def _assignment(target: str, value: str, text: str) -> Assignment:
 def _field_value(field: str, value: str, text: str) -> Any:
     if field in CODE_FIELDS:
         raise NnplugError(
-            f"'{text}': {field} is code and takes it from a trainer by name: {field}=@NAME, not {field}={value}."
+            f"'{text}': {field} is code and takes it from a trainer by name: {field}=@{value}, not {field}={value}."
         )
     if field == "plans":
         raise NnplugError(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnplug.datasets import read_json
+from nnplug.checks import did_you_mean
+from nnplug.datasets import nearest_dataset, read_json
 from nnplug.errors import NnplugError
 
 Fold = int | str
@@ -211,9 +212,10 @@ def find_model_folder(
     trainers = [names[0] for names in models if names[1:] == (plans, configuration)]
     if not trainers:
         trained = ", ".join("__".join(names) for names in models) or "nothing"
+        near = did_you_mean(configuration, {names[2] for names in models if names[1] == plans}, cutoff=0.8)
         raise NnplugError(
             f"{dataset_folder.name} has no model of configuration '{configuration}' with plans '{plans}' in "
-            f"{dataset_folder.parent}. It has: {trained}."
+            f"{dataset_folder.parent}{near}. It has: {trained}."
         )
     if trainer is None and len(trainers) > 1:
         raise NnplugError(
@@ -246,7 +248,10 @@ def find_dataset_folder(dataset: str, results: Path | None = None) -> Path:
         names = ", ".join(path.name for path in matches)
         raise NnplugError(f"Dataset {dataset} is not unique in {results}: {names}. Give the name.")
     shown = ", ".join(list(there)[:10]) + (f" and {len(there) - 10} more" if len(there) > 10 else "")
-    raise NnplugError(f"There is no trained model of dataset '{dataset}' in {results}. It has: {shown or 'none'}.")
+    near = nearest_dataset(dataset, there)
+    raise NnplugError(
+        f"There is no trained model of dataset '{dataset}' in {results}{near}. It has: {shown or 'none'}."
+    )
 
 
 def _models(dataset_folder: Path) -> list[tuple[str, str, str]]:

@@ -114,8 +114,8 @@ def sources(nets: PluginSite) -> Path:
     folder = nets.folder / "acme_nets"
     (folder / "net.py").write_text(
         "raise RuntimeError('showing imports nothing')\n"
-        "class Net:\n    def __init__(self, input_channels, num_classes, deep_supervision=False, width=8, act='relu'):\n"
-        "        pass\n"
+        "class Net:\n"
+        "    def __init__(self, input_channels, num_classes, deep_supervision=False, width=8, act='relu'): ...\n"
     )
     (folder / "loss.py").write_text("def blob(context, *, weight, soft=False, **more):\n    pass\n")
     return folder

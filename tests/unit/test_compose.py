@@ -346,7 +346,11 @@ REFUSED = [
         "decides it in its class, which can not be taken alone). It sets: base_trainer.",
     ),
     ("net+loss_fn=@nnUNetTrainer", "loss_fn=@nnUNetTrainer: 'nnUNetTrainer' does not set loss_fn. It sets: nothing."),
-    ("net+loss_fn.weight=2", "loss_fn.weight=2: none of the names sets loss_fn. Add one that does: loss_fn=@NAME"),
+    (
+        "net+loss_fn.weight=2",
+        "loss_fn.weight=2: none of the names sets loss_fn. Add one that does: loss_fn=@NAME; list them with: nnplug "
+        "trainers",
+    ),
     ("net+network_builder.use=x", "network_builder.use=x: 'use' is the reference itself. Write network_builder=@NAME."),
     (
         "finished+loss_fn.weight=2",

@@ -79,6 +79,16 @@ MALFORMED = [
         "'a+num_epoch=3': no field 'num_epoch' can be set (did you mean num_epochs?). "
         "See the fields with: nnplug show nnUNetTrainer --all",
     ),
+    (
+        "a+lr=1e-3",
+        "'a+lr=1e-3': no field 'lr' can be set (did you mean initial_lr?). "
+        "See the fields with: nnplug show nnUNetTrainer --all",
+    ),
+    (
+        "a+scheduler=@cosine_lr",
+        "'a+scheduler=@cosine_lr': no field 'scheduler' can be set (did you mean lr_scheduler?). "
+        "See the fields with: nnplug show nnUNetTrainer --all",
+    ),
     ("a+name=b", "'a+name=b': no field 'name' can be set. See the fields with: nnplug show nnUNetTrainer --all"),
     ("a+num_epochs=", "'a+num_epochs=': num_epochs= has no value."),
     ("num_epochs=many", "num_epochs: expected an integer >= 1, got 'many'."),
@@ -95,7 +105,7 @@ MALFORMED = [
     ("initial_lr=1e+3", "'initial_lr=1e+3': '+' separates terms. Write initial_lr=1e3."),
     (
         "loss_fn=blob",
-        "'loss_fn=blob': loss_fn is code and takes it from a trainer by name: loss_fn=@NAME, not loss_fn=blob.",
+        "'loss_fn=blob': loss_fn is code and takes it from a trainer by name: loss_fn=@blob, not loss_fn=blob.",
     ),
     ("plans=3", "'plans=3': plans is a table. Set one of its keys: plans.KEY=3, or take it: plans=@NAME."),
     ("num_epochs.x=3", "'num_epochs.x=3': num_epochs is a value and has no settings. Write num_epochs=3."),

@@ -162,6 +162,12 @@ def test_unknown_data_set(tmp_path: Path) -> None:
     make_model(tmp_path, "Dataset004_A", "nnUNetTrainer")
     with pytest.raises(NnplugError, match=r"It has: Dataset004_A\."):
         find_model_folder("5", "3d_fullres", results=tmp_path)
+    with pytest.raises(NnplugError, match=r"in /.* \(did you mean Dataset004_A\?\)\. It has: "):
+        find_model_folder("Dataset04_A", "3d_fullres", results=tmp_path)
+    with pytest.raises(
+        NnplugError, match=r"no model of configuration '3d' .* \(did you mean 3d_fullres\?\)\. It has: "
+    ):
+        find_model_folder("4", "3d", results=tmp_path)
     make_model(tmp_path, "Dataset004_B", "nnUNetTrainer")
     with pytest.raises(
         NnplugError, match=r"Dataset 4 is not unique in .*: Dataset004_A, Dataset004_B\. Give the name\."

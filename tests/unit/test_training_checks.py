@@ -29,11 +29,13 @@ def active(tiny_dataset: DatasetForTests) -> Any:
 
 def test_data_set(active: DatasetForTests) -> None:
     refused("No data set '77' in nnUNet_preprocessed=.*; it has Dataset901_Tiny", 77, "2d", 0)
-    refused("No data set 'Dataset901_Tyni' in", "Dataset901_Tyni", "2d", 0)
+    for near in ("Dataset901_Tyni", "tiny"):
+        refused(rf"No data set '{near}' in .* \(did you mean Dataset901_Tiny\?\); it has", near, "2d", 0)
 
 
 def test_configuration(active: DatasetForTests) -> None:
     refused("no configuration '3d_lowres'. They have: .*3d_fullres", 901, "3d_lowres", 0)
+    refused(r"no configuration '3dfulres' \(did you mean 3d_fullres\?\). They have: ", 901, "3dfulres", 0)
 
 
 def test_plans(active: DatasetForTests) -> None:
