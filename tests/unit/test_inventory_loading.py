@@ -228,6 +228,25 @@ def test_a_raw_folder_is_read_as_nnunet_reads_it(raw: Path) -> None:
     ]
 
 
+def test_descriptions_in_the_style_of_the_decathlon(raw: Path, made: MadeInventory) -> None:
+    new = json.loads((raw / "dataset.json").read_text())
+    old = {"modality": new.pop("channel_names"), "labels": {"0": "Background", "1": "box"}, "numTraining": 2}
+    (raw / "dataset.json").write_text(json.dumps(old))
+    inventory, problems = load_raw_folder(raw)
+    assert problems == []
+    assert (inventory.channel_names, inventory.labels, inventory.file_ending) == (
+        ("T1", "T2"),
+        {"background": 0, "box": 1},
+        ".nii.gz",
+    )
+    notes = ["modality is taken for channel_names", "labels, from value to name, are turned round"]
+    assert list(inventory.converted) == [*notes, "file_ending is .nii.gz"]
+    made.content["labels"] = {"0": "background", "1": "box"}
+    inventory, problems = load_inventory(made.write())
+    assert (problems, inventory.converted) == ([], tuple(notes[1:]))
+    assert inventory.labels == {"background": 0, "box": 1}
+
+
 def test_wrong_names_in_a_raw_folder(raw: Path) -> None:
     (raw / "imagesTr" / "case_0_0000.nii.gz").rename(raw / "imagesTr" / "case_0.nii.gz")
     (raw / "labelsTr" / "case_1.nii.gz").unlink()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +22,7 @@ from nnplug.planning.fingerprint import extract_fingerprint
 from nnplug.planning.preprocessing import preprocess, preprocessing_key
 from nnplug.planning.shards import Shard
 from support import DatasetForTests
+from support.full_disk import largest_file
 from support.inventories import MadeInventory, make_case
 from support.preprocessed import assert_same_cases, assert_same_results, files, read_json
 
@@ -449,19 +448,6 @@ def test_the_key_names_what_preprocessing_reads(planned: PlanningData) -> None:
     plans["configurations"]["mine"]["normalization_schemes"] = ["CTNormalization"]
     assert preprocessing_key(plans, "mine", dataset_json) != key
     assert preprocessing_key(plans, CONFIGURATION, {**dataset_json, "labels": {"background": 0, "all": 1}}) != key
-
-
-@contextlib.contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """No file may become larger: writing fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("num_bytes", [1000, 30_000])

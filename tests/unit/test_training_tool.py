@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import nnplug
+import numpy as np
 import pytest
 from nnplug import NnplugError, TrainerConfig, TrainingEvent
 from nnplug.interrupts import TrainingInterrupted
 from nnplug.planning.experiment import find_planner
 from support.datasets import DatasetForTests
-from support.inventories import MadeInventory, make_case
+from support.full_disk import largest_file
+from support.inventories import MadeInventory, make_case, save_image
 from support.small_trainings import SETTINGS, small_config, without_processes
 
 STAGES_OF_A_FOLD = ["train", "epoch", "validate", "fold"]
@@ -217,6 +221,47 @@ def add_cascade(folder: Path) -> None:
     (folder / "splits_final.json").write_text(json.dumps(splits))
 
 
+def test_a_description_in_the_style_of_the_decathlon(tool: Tool) -> None:
+    """The raw folder stays as it is."""
+    raw = make_raw(tool)
+    path = raw / "dataset.json"
+    old = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "box"}, "numTraining": 5}
+    path.write_text(json.dumps(old))
+    assert tool("Dataset008_Raw", **classic(tool))["status"] == "completed"
+    preprocessed = raw.parents[1] / "preprocessed" / raw.name
+    converted = json.loads((preprocessed / "dataset.json").read_text())
+    assert converted == {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "box": 1},
+        "numTraining": 5,
+        "file_ending": ".nii.gz",
+    }
+    assert json.loads(path.read_text()) == old
+    assert (
+        "Its dataset.json is in the Decathlon's style: modality is taken for channel_names; labels, from value to "
+        "name, are turned round; file_ending is .nii.gz. The file stays as it is; "
+        f"{preprocessed} gets a converted one."
+    ) in [event.message for event in tool.events]
+
+
+def make_raw(tool: Tool) -> Path:
+    """The images as a raw data set; nnU-Net's variables name folders beside it."""
+    root = tool.made.folder.parent
+    folder = root / "raw" / "Dataset008_Raw"
+    folder.mkdir(parents=True)
+    for kind in ("images", "labels"):
+        (tool.made.folder / kind).rename(folder / f"{kind}Tr")
+    content = {key: value for key, value in tool.made.content.items() if key != "dataset"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    for name in ("raw", "preprocessed", "results"):
+        os.environ[f"nnUNet_{name}"] = str(root / name)
+    return folder
+
+
+def classic(tool: Tool) -> dict[str, Any]:
+    return dict.fromkeys(tool.inventory)
+
+
 # --- without preprocessing -------------------------------------------------------------------------------------------
 
 
@@ -286,6 +331,94 @@ def raising(error: BaseException) -> Any:
         raise error
 
     return fail
+
+
+# --- bad data --------------------------------------------------------------------------------------------------------
+
+
+def image(raw: Path) -> Path:
+    return raw / "imagesTr" / "case_0_0000.nii.gz"
+
+
+def truncate(raw: Path) -> None:
+    image(raw).write_bytes(image(raw).read_bytes()[:-4])
+
+
+def put(value: float) -> Any:
+    def spoil(raw: Path) -> None:
+        array = make_case(0, (16, 16, 16))[0]
+        array[3, 3, 3] = value
+        save_image(image(raw), array)
+
+    return spoil
+
+
+def without_voxels(raw: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 0, 4), np.float32), np.eye(4)), image(raw))
+
+
+def with_fractions(raw: Path) -> None:
+    save_image(raw / "labelsTr" / "case_0.nii.gz", make_case(0, (16, 16, 16))[1] * np.float32(0.5))
+
+
+def shear(raw: Path) -> None:
+    matrix = np.eye(4)
+    matrix[0, 1] = 0.3
+    nibabel.save(nibabel.Nifti1Image(make_case(0, (16, 16, 16))[0], matrix), image(raw))
+
+
+def misname(raw: Path) -> None:
+    raw.rename(raw.with_name("Dataset8_Raw"))
+
+
+def double(raw: Path) -> None:
+    (raw.parent / "Dataset008_Other").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (misname, "Dataset8_Raw does not have a name as nnU-Net needs it. Rename it to Dataset008_Raw."),
+        (double, "Data set id 8 is taken twice in raw: Dataset008_Other, Dataset008_Raw. Give the full name."),
+        (truncate, "case_0_0000.nii.gz: it can not be read by SimpleITKIO: the file is truncated or damaged. Mend or"),
+        (put(np.nan), "case_0_0000.nii.gz: 1 voxels are NaN or infinite. Replace them by a value that means nothing"),
+        (put(-np.inf), "case_0_0000.nii.gz: 1 voxels are NaN or infinite. Replace them by a value that means nothing"),
+        (without_voxels, "case_0_0000.nii.gz: it can not be read by SimpleITKIO: it has no voxels. Mend or replace"),
+        (with_fractions, "case_0.nii.gz: the label holds values that are no integers (0.5). Interpolate labels with"),
+        (shear, "case_0_0000.nii.gz: its axes are not at right angles (direction "),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else value.__name__,
+)
+def test_bad_data_of_a_raw_folder(tool: Tool, spoil: Any, message: str) -> None:
+    raw = make_raw(tool)
+    spoil(raw)
+    found = tool(8, **classic(tool), raise_errors=False)
+    assert found["status"] == "error"
+    assert message in found["message"].replace(f"{raw.parents[1]}{os.sep}", "")
+    made = [path for path in (raw.parents[1] / "preprocessed").rglob("*") if path.is_file()]
+    assert [path for path in made if path.name in ("dataset_fingerprint.json", "nnUNetPlans.json")] == []
+
+
+def test_a_disk_that_fills(tool: Tool) -> None:
+    raw = make_raw(tool)
+    with largest_file(3000):
+        found = tool(8, **classic(tool), raise_errors=False)
+    assert "File too large" in found["message"]
+    assert found["message"].endswith("What was there before is unchanged. Free some space and run it again.")
+    assert tool(8, **classic(tool))["status"] == "completed"
+    assert not list((raw.parents[1] / "preprocessed").rglob("*.unfinished"))
+
+
+def test_a_cache_of_another_version(tool: Tool) -> None:
+    raw = make_raw(tool)
+    tool(8, **classic(tool))
+    record = raw.parents[1] / "preprocessed" / raw.name / "nnplug_data.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "nnunetv2": "2.1"}))
+    message = tool(8, **classic(tool), raise_errors=False)["message"]
+    assert re.search(
+        r"was made by nnplug \S+ with nnU-Net 2\.1; this is nnplug .* Give --clean to make it anew", message
+    )
+    assert tool(8, **classic(tool), clean=True)["status"] == "completed"
 
 
 # --- callbacks and threads -------------------------------------------------------------------------------------------

@@ -125,6 +125,8 @@ def run_check(args: argparse.Namespace) -> int:
     from nnplug.inventory.problems import count, raise_problems
 
     inventory, problems = load_raw_folder(args.path) if args.path.is_dir() else load_inventory(args.path)
+    if inventory.converted:
+        print(f"The description is in the Decathlon's style: {'; '.join(inventory.converted)}.")
     pool = _pool(args, len(inventory.cases))
     reports, found = check_cases(inventory, pool, voxels=not args.headers, pictures=args.overview is not None)
     _print_table(inventory, reports)

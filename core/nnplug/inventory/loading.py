@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 from nnplug.errors import NnplugError
 from nnplug.inventory import rules
 from nnplug.inventory.file_stats import stat_files, unusable
+from nnplug.inventory.old_style import to_new_style
 from nnplug.inventory.problems import Problem
 
 _KEYS = ("channel_names", "labels", "numTraining", "file_ending", "dataset")
@@ -57,6 +59,7 @@ class Inventory:
         file_ending: nnU-Net's, of what is predicted.
         cases: files by case, in the inventory's order; those without a problem.
         others: ``regions_class_order`` and other keys of ``dataset.json``.
+        converted: what was converted of a description in the Decathlon's style.
     """
 
     path: Path
@@ -65,6 +68,7 @@ class Inventory:
     file_ending: str
     cases: dict[str, CaseFiles]
     others: dict[str, Any] = field(default_factory=dict)
+    converted: tuple[str, ...] = ()
 
     def dataset_json(self) -> dict[str, Any]:
         """nnU-Net's ``dataset.json`` with a ``dataset`` that names every file."""
@@ -94,12 +98,12 @@ def load_inventory(path: Path, *, labelled: bool = True) -> tuple[Inventory, lis
     Raises:
         NnplugError: no file, no JSON, or keys are missing.
     """
-    content, problems = _read(Path(path))
+    content, problems, notes = _read_new_style(Path(path))
     needed = _KEYS if labelled else ("dataset",)
     missing = [key for key in needed if key not in content and key != "numTraining"]
     if missing:
         raise NnplugError(f"{path} has no {' and no '.join(missing)}. An inventory has the keys {', '.join(_KEYS)}.")
-    return _check(Path(path), content, problems, labelled)
+    return _check(Path(path), content, problems, labelled, notes)
 
 
 def load_raw_folder(folder: Path) -> tuple[Inventory, list[Problem]]:
@@ -108,19 +112,17 @@ def load_raw_folder(folder: Path) -> tuple[Inventory, list[Problem]]:
     Same returns and errors as :func:`load_inventory`.
     """
     path = folder / "dataset.json"
-    content, problems = _read(path)
-    missing = [key for key in ("labels", "file_ending") if key not in content]
-    missing += [] if {"channel_names", "modality"} & set(content) else ["channel_names"]
+    content, problems, notes = _read_new_style(path)
+    missing = [key for key in ("labels", "file_ending", "channel_names") if key not in content]
     if missing:
         raise NnplugError(
             f"{path} has no {' and no '.join(missing)}. nnU-Net needs channel_names, labels, file_ending."
         )
-    content.setdefault("channel_names", content.pop("modality", None))
     if "dataset" not in content:
         cases, more = _find_cases(folder, content["file_ending"])
         content["dataset"] = cases
         problems += more
-    return _check(path, content, problems, labelled=True)
+    return _check(path, content, problems, True, notes)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -148,6 +150,16 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Problem]]:
     if not isinstance(content, dict):
         raise NnplugError(f"{path} does not hold a JSON object. An inventory has the keys {', '.join(_KEYS)}.")
     return content, problems
+
+
+def _read_new_style(path: Path) -> tuple[dict[str, Any], list[Problem], list[str]]:
+    """The content with today's keys, problems, and what was converted."""
+    content, problems = _read(path)
+    new, notes = to_new_style(content)
+    if notes and "file_ending" not in new:
+        new["file_ending"] = ".nii.gz"
+        notes.append("file_ending is .nii.gz")
+    return new, problems, notes
 
 
 def _find_cases(folder: Path, ending: str) -> tuple[dict[str, Any], list[Problem]]:
@@ -178,7 +190,7 @@ def _find_cases(folder: Path, ending: str) -> tuple[dict[str, Any], list[Problem
 
 
 def _check(
-    path: Path, content: dict[str, Any], problems: list[Problem], labelled: bool
+    path: Path, content: dict[str, Any], problems: list[Problem], labelled: bool, notes: Sequence[str]
 ) -> tuple[Inventory, list[Problem]]:
     channels, labels, entries = content.get("channel_names"), content.get("labels"), content["dataset"]
     if labelled:
@@ -202,6 +214,7 @@ def _check(
         file_ending=str(content.get("file_ending", "")),
         cases=cases,
         others={key: value for key, value in content.items() if key not in _KEYS},
+        converted=tuple(notes),
     )
     images = {name: files.images for name, files in cases.items()}
     if inventory.channel_names:

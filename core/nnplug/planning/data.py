@@ -193,6 +193,8 @@ def open_inventory(
 def write_dataset_json(data: PlanningData) -> None:
     """Write ``dataset.json`` beside what is made: the normalised one of an inventory, a raw data set's as it is.
 
+    One in the Decathlon's style is converted; in the raw data set it stays.
+
     Raises:
         NnplugError: it can not be written.
     """
@@ -201,8 +203,10 @@ def write_dataset_json(data: PlanningData) -> None:
         data.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise NnplugError(f"The cache {data.folder} can not be created ({error.strerror}).") from None
-    if data.is_inventory:
+    if data.is_inventory or data.inventory.converted:
         content = data.inventory.dataset_json()
+        if not data.is_inventory:
+            del content["dataset"]
         if read_json(path) != content:
             write_json(path, content)
         return

@@ -61,6 +61,11 @@ def fingerprint(
         check_unchanged(data)
     pool = running.pool(num_processes, _DEFAULT_PROCESSES_OF_FINGERPRINT, len(data.inventory.cases))
     running.on_message(f"{data.name}: {count(len(data.inventory.cases), 'case')}")
+    if data.inventory.converted:
+        running.on_message(
+            f"Its dataset.json is in the Decathlon's style: {'; '.join(data.inventory.converted)}. The file stays as "
+            f"it is; {data.folder} gets a converted one."
+        )
     return extract_fingerprint(
         data, pool, shard=shard, clean=clean, verify=verify, extractor=extractor, on_message=running.on_message
     )
