@@ -13,18 +13,21 @@ from nnplug.planning.settings import SETTINGS
 from support.datasets import DatasetForTests, environment
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "plans.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^(nnplug (?:plans|splits|move_plans) .*)$", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^(nnplug (?:plans|move_plans) .*)$", PAGE, re.MULTILINE)
 
 
 def test_every_command_of_the_page(
-    hippocampus_prepared: DatasetForTests, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hippocampus_prepared: DatasetForTests,
+    tiny_prepared: DatasetForTests,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = tmp_path / hippocampus_prepared.name
-    folder.mkdir()
-    for path in hippocampus_prepared.preprocessed_folder.glob("*.json"):
-        shutil.copy(path, folder)
-    assert len(COMMANDS) >= 7
-    with environment({**hippocampus_prepared.env, "nnUNet_preprocessed": str(tmp_path)}):
+    for dataset in (hippocampus_prepared, tiny_prepared):
+        (tmp_path / dataset.name).mkdir()
+        for path in dataset.preprocessed_folder.glob("*.json"):
+            shutil.copy(path, tmp_path / dataset.name)
+    assert len(COMMANDS) >= 8
+    with environment({**tiny_prepared.env, "nnUNet_preprocessed": str(tmp_path)}):
         for command in COMMANDS:
             assert main(shlex.split(command)[1:]) == 0, command + capsys.readouterr().err
 

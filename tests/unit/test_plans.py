@@ -335,8 +335,8 @@ def test_cases_are_not_shared_with_others(planned: Path, capsys: pytest.CaptureF
     )
     (planned / "nnUNetPlans_a").mkdir()
     assert error_of(capsys, "--name", "a", *change) == (
-        f"{planned / 'nnUNetPlans_a'} is there already, and no configuration says how it was made. Remove it, or "
-        "choose another name."
+        f"{planned / 'nnUNetPlans_a'} is there already, and no configuration says how it was made. Remove it. Choose "
+        "another name, or --set data_identifier=NAME."
     )
 
 

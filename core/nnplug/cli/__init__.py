@@ -17,7 +17,7 @@ from nnplug.interrupts import EXIT_INTERRUPTED, TrainingInterrupted, ignore_sign
 
 COMMANDS = (
     *("trainers", "show", "plugins", "check", "inventory", "convert", "plan_and_preprocess"),
-    *("plans", "splits", "inspect"),
+    *("plans", "move_plans", "splits", "inspect", "annotate"),
     *("train", "run", "predict", "history", "new-plugin", "env", "demo"),
     *("evaluate", "find_best", "ensemble", "postprocess"),
 )

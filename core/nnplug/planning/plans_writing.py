@@ -11,11 +11,13 @@ from nnplug.datasets import read_json
 from nnplug.errors import NnplugError
 from nnplug.inventory.problems import shortened
 from nnplug.json_files import as_plain_json, write_json
+from nnplug.planning.classes import with_owners
 from nnplug.planning.derivation import Derivation
 from nnplug.planning.plans_file import PlansFile, trained_with
 from nnplug.planning.preprocessing import preprocessing_key
 from nnplug.planning.settings import check_name
 
+_NEW_PLANS = "Give --new-plans NAME with a name that is not taken."
 _OF_PLANNERS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 
 
@@ -38,36 +40,36 @@ def check_target(file: PlansFile, base: str, name: str, new_plans: str | None, o
         target = file.folder / f"{new_plans}.json"
         if new_plans == file.name:
             raise NnplugError(f"--new-plans {new_plans} is the name of the plans themselves. Choose another one.")
-        _refuse(target.is_file(), f"There are plans '{new_plans}' already ({target})", overwrite)
-        _check_models(file, new_plans, "replaced")
+        refuse_taken(target.is_file(), f"There are plans '{new_plans}' already ({target})", overwrite)
+        check_models(file.folder, new_plans, "replaced", _NEW_PLANS)
         return
     if name in (base, *_OF_PLANNERS):
         reason = "can not be derived from itself" if name == base else "is written by nnU-Net's planner"
         raise NnplugError(
             f"The configuration '{name}' {reason}. Choose another --name, or leave its name and give --new-plans NAME."
         )
-    _refuse(name in file.plans["configurations"], f"{file.path} has a configuration '{name}' already", overwrite)
+    refuse_taken(name in file.plans["configurations"], f"{file.path} has a configuration '{name}' already", overwrite)
     heirs = _heirs(file.plans, name)
     if base in heirs:
         raise NnplugError(f"'{base}' inherits from '{name}', which can not inherit from it. Choose another --name.")
     if heirs:
         raise NnplugError(f"'{name}' can not be replaced: {', '.join(heirs)} inherits from it. Choose another --name.")
-    _check_models(file, file.name, "changed")
+    check_models(file.folder, file.name, "changed", _NEW_PLANS)
 
 
-def _refuse(is_there: bool, what: str, overwrite: bool) -> None:
+def refuse_taken(is_there: bool, what: str, overwrite: bool) -> None:
+    """Refuse to replace what is there without being asked to."""
     if is_there and not overwrite:
         raise NnplugError(f"{what}. Choose another name, or give --overwrite to replace it.")
 
 
-def _check_models(file: PlansFile, plans_name: str, what: str) -> None:
-    """A model folder holds to its whole plans file: further folds with another one are refused."""
-    models = trained_with(file.folder.name, plans_name)
+def check_models(folder: Path, plans_name: str, what: str, advice: str) -> None:
+    """Refuse to touch plans that models were trained with: a model folder holds to its whole plans file."""
+    models = trained_with(folder.name, plans_name)
     if models:
         raise NnplugError(
             f"The plans '{plans_name}' can not be {what}: {shortened([model.name for model in models])} in "
-            f"{models[0].parent} was trained with them, and could not be continued. Give --new-plans NAME with a name "
-            "that is not taken."
+            f"{models[0].parent} was trained with them, and could not be continued. {advice}"
         )
 
 
@@ -111,8 +113,8 @@ def write_derivation(file: PlansFile, base: str, name: str, derivation: Derivati
     else:
         plans["configurations"][name] = {"inherits_from": base, **derivation.changes}
     plans["plans_name"] = new_plans or file.name
-    target = replace(file, name=plans["plans_name"], plans=as_plain_json(plans))
-    _check_data_folder(target, name)
+    target = replace(file, name=plans["plans_name"], plans=as_plain_json(with_owners(plans)))
+    check_data_folder(target, name, "Choose another name, or --set data_identifier=NAME.")
     write_json(target.path, target.plans)
     return target.path
 
@@ -121,27 +123,42 @@ def _in_full(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "inherits_from"}
 
 
-def _check_data_folder(target: PlansFile, name: str) -> None:
-    """Cases made in another way must not lie where the configuration looks for its own."""
+def check_data_folder(target: PlansFile, name: str, advice: str) -> None:
+    """Refuse a configuration whose cases would lie where others are, that are made in another way.
+
+    Args:
+        target: the plans as they are to be written.
+        name: the configuration.
+        advice: what to do about it.
+
+    Raises:
+        NnplugError: whose cases are there.
+    """
     identifier = target.configuration(name)["data_identifier"]
+    folder = target.folder / identifier
     key = preprocessing_key(target.plans, name, target.dataset_json)
-    users = []
+    users = _users_of(target, identifier)
+    if not folder.exists():
+        users.pop((target.path, name), None)  # it is replaced
+    for (path, one), other_key in users.items():
+        if other_key != key:
+            raise NnplugError(
+                f"'{name}' would take the cases of '{one}' of {path.name} in {folder}, which are preprocessed in "
+                f"another way. {advice}"
+            )
+    if not users and folder.exists():
+        raise NnplugError(f"{folder} is there already, and no configuration says how it was made. Remove it. {advice}")
+
+
+def _users_of(target: PlansFile, identifier: str) -> dict[tuple[Path, str], str]:
+    """The configurations of all plans that take these cases, and how they are made."""
+    users = {}
     for path in sorted(target.folder.glob("*.json")):
         plans = read_json(path, "The plans file")
         if not isinstance(plans, dict) or "configurations" not in plans:
             continue
         file = replace(target, name=path.stem, plans=plans)
         for one in plans["configurations"]:
-            is_replaced = (path, one) == (target.path, name) and not (target.folder / identifier).exists()
-            if not is_replaced and file.configuration(one)["data_identifier"] == identifier:
-                users.append(f"'{one}' of {path.name}")
-                if preprocessing_key(plans, one, target.dataset_json) != key:
-                    raise NnplugError(
-                        f"'{name}' would take the cases of {users[-1]} in {target.folder / identifier}, which are "
-                        "preprocessed in another way. Choose another name, or --set data_identifier=NAME."
-                    )
-    if not users and (target.folder / identifier).exists():
-        raise NnplugError(
-            f"{target.folder / identifier} is there already, and no configuration says how it was made. Remove it, or "
-            "choose another name."
-        )
+            if file.configuration(one)["data_identifier"] == identifier:
+                users[path, one] = preprocessing_key(plans, one, target.dataset_json)
+    return users
