@@ -284,9 +284,8 @@ def _restrict_assignments(assignments: list[Assignment]) -> None:
 def _with_setting(component: Any, assignment: Assignment) -> Component:
     spelled, name = assignment.spell(), assignment.field
     if component is None:
-        raise NnplugError(
-            f"{spelled}: none of the names sets {name}. Add one that does: {name}=@NAME; list them with: nnplug trainers"
-        )
+        cure = f"Add one that does: {name}=@NAME; list them with: nnplug trainers"
+        raise NnplugError(f"{spelled}: none of the names sets {name}. {cure}")
     if not isinstance(component, Component):
         raise NnplugError(f"{spelled}: {name} is a finished object; its settings can not be changed by name.")
     first, *below = assignment.target.split(".")[1:]

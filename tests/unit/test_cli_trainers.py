@@ -14,7 +14,9 @@ def nets(installed: PluginSite) -> PluginSite:
     installed.add(
         "acme-nets",
         "2.1",
-        code=trainers("name='unet10', description='Ten'", "name='unet9'", "name='shared', description='Mine'"),
+        code=trainers(
+            "name='unet10', description='Ten levels, not shared'", "name='unet9'", "name='shared', description='Mine'"
+        ),
     )
     installed.add("other", code=trainers("name='shared', seed=1"), recipes={"quick.toml": "num_epochs = 5"})
     return installed
@@ -28,13 +30,23 @@ def test_a_line_a_trainer(capsys: pytest.CaptureFixture[str]) -> None:
         "shared@acme-nets  acme-nets  (two plugins use this name) Mine\n"
         "shared@other      other      (two plugins use this name)\n"
         "unet9             acme-nets\n"
-        "unet10            acme-nets  Ten\n",
+        "unet10            acme-nets  Ten levels, not shared\n",
         "",
     )
 
 
 @pytest.mark.usefixtures("nets")
-@pytest.mark.parametrize(("pattern", "names"), [("unet*", ["unet9", "unet10"]), ("ick", ["quick"]), ("*0", ["unet10"])])
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("unet*", ["unet9", "unet10"]),
+        ("ick", ["quick"]),
+        ("*0", ["unet10"]),
+        ("SHARED", ["shared@acme-nets", "shared@other", "unet10"]),
+        ("level", ["unet10"]),
+        ("mine", ["shared@acme-nets"]),
+    ],
+)
 def test_patterns(capsys: pytest.CaptureFixture[str], pattern: str, names: list[str]) -> None:
     assert main(["trainers", pattern]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from typing import Any
@@ -13,7 +14,7 @@ from nnplug.errors import NnplugError
 EXAMPLE = """example:
   nnplug trainers                list every registered trainer
   nnplug trainers 'monai_*net'   a glob
-  nnplug trainers loss           a part of the name
+  nnplug trainers loss           a part of the name, or a word of the description
   nnplug trainers --stock        nnU-Net's own classes as well
 """
 
@@ -28,7 +29,12 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help="a glob, or a part of the name")
+    parser.add_argument(
+        "pattern",
+        metavar="PATTERN",
+        nargs="?",
+        help="a glob for the name, or a part of it; else a word of the description",
+    )
     parser.add_argument("--stock", action="store_true", help="list nnU-Net's own trainer classes too")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(func=run)
@@ -39,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from nnplug.registry import get_registry
 
     registry = get_registry()
-    rows = _registered(args.pattern) + (_stock(args.pattern) if args.stock else [])
+    rows = _select(_registered() + (_stock() if args.stock else []), args.pattern)
     if args.pattern and not rows:
         hint = "" if args.stock else " nnU-Net's own classes are listed with --stock."
         raise NnplugError(f"No trainer matches '{args.pattern}'. List all of them with: nnplug trainers.{hint}")
@@ -54,13 +60,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _registered(pattern: str | None) -> list[dict[str, Any]]:
+def _select(rows: list[dict[str, Any]], pattern: str | None) -> list[dict[str, Any]]:
+    """The rows whose name matches, then those that have the pattern as (the beginning of) a word of their description."""
+    from nnplug.registry import matching
+
+    if not pattern:
+        return rows
+    names = set(matching({_bare(row) for row in rows}, pattern))
+    word = re.compile(rf"\b{re.escape(pattern)}", re.IGNORECASE)
+    described = [row for row in rows if _bare(row) not in names and word.search(row["description"] or "")]
+    return [*(row for row in rows if _bare(row) in names), *described]
+
+
+def _bare(row: dict[str, Any]) -> str:
+    return row["name"].partition("@")[0]
+
+
+def _registered() -> list[dict[str, Any]]:
     from nnplug.registry import get_registry
     from nnplug.terms import normalise_distribution
 
     registry = get_registry()
     rows = []
-    for name in registry.list_names(pattern):
+    for name in registry.list_names():
         found = registry.registrations[name]
         for one in found:
             is_ambiguous = len(found) > 1
@@ -78,13 +100,13 @@ def _registered(pattern: str | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _stock(pattern: str | None) -> list[dict[str, Any]]:
-    from nnplug.registry import matching, natural_key, stock_registration
+def _stock() -> list[dict[str, Any]]:
+    from nnplug.registry import natural_key, stock_registration
     from nnplug.stock_names import external_trainers, stock_trainers
 
     known = {**external_trainers(), **stock_trainers()}
     rows = []
-    for name in sorted(matching(known, pattern), key=natural_key):
+    for name in sorted(known, key=natural_key):
         rows.append(
             {
                 "name": name,
