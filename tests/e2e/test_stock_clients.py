@@ -6,9 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from nnplug import evaluate
+from nnplug.ensembling import ensemble
+from nnplug.model_selection import find_best
 from support import run_nnplug, run_stock
-from support.datasets import DatasetForTests
+from support.datasets import DatasetForTests, _threads_for_processes
+from support.predictions import read_segmentation
 
 NAMES = [
     f"{part}+num_epochs=1+num_iterations_per_epoch=1+num_val_iterations_per_epoch=1"
@@ -36,6 +41,11 @@ def test_find_best_configuration(trained: DatasetForTests) -> None:
 
     best = json.loads((trained.results_folder / "inference_information.json").read_text())
     assert len(best["all_results"]) == 3  # two models and their ensemble
+    reordered = ["+".join(reversed(name.split("+"))) for name in NAMES]
+    with trained.activated(), _threads_for_processes():
+        ours = find_best("901", trainers=reordered, configurations=["2d"], folds=[0, 1], num_processes=1)
+    for key in ("all_results", "best_model_or_ensemble"):
+        assert ours[key] == best[key]
 
 
 def test_ensemble(trained: DatasetForTests, tmp_path: Path) -> None:
@@ -45,7 +55,9 @@ def test_ensemble(trained: DatasetForTests, tmp_path: Path) -> None:
         run_nnplug("predict_from_modelfolder", "-i", images, "-o", tmp_path / str(number), *model)
 
     run_stock("nnUNetv2_ensemble", "-i", tmp_path / "0", tmp_path / "1", "-o", tmp_path / "ensemble", "-np", 1)
-    assert list((tmp_path / "ensemble").glob("*.nii.gz"))
+    [stock] = (tmp_path / "ensemble").glob("*.nii.gz")
+    [ours] = ensemble([tmp_path / "0", tmp_path / "1"], tmp_path / "ours", num_processes=0)
+    np.testing.assert_array_equal(read_segmentation(ours), read_segmentation(stock))
 
 
 def test_evaluate_folder(trained: DatasetForTests, tmp_path: Path) -> None:
@@ -59,7 +71,14 @@ def test_evaluate_folder(trained: DatasetForTests, tmp_path: Path) -> None:
     run_stock("nnUNetv2_evaluate_folder", truth, model / "fold_0" / "validation", *options, "-np", 1, env=trained.env)
 
     ours = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())
-    assert json.loads((tmp_path / "summary.json").read_text())["foreground_mean"] == ours["foreground_mean"]
+    stock = json.loads((tmp_path / "summary.json").read_text())
+    assert stock["foreground_mean"] == ours["foreground_mean"]
+    folders = [truth, model / "fold_0" / "validation"]
+    run_nnplug("evaluate", *folders, *options[:4], "-o", tmp_path / "ours.json", "-np", 0, env=trained.env)
+    with trained.activated():
+        of_fold = evaluate(model / "fold_0")
+    for measured in (json.loads((tmp_path / "ours.json").read_text()), of_fold):
+        assert {name: measured["mean"]["1"][name] for name in stock["mean"]["1"]} == stock["mean"]["1"]
 
 
 def test_export_and_install(trained: DatasetForTests, tmp_path: Path) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-import multiprocessing
 import shutil
 from collections.abc import Callable
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 from nnplug import NnplugError
 from nnplug.cli import main
+from support.datasets import _threads_for_processes
 from support.models import make_dataset_json, make_plans, write_descriptions
 
 SHAPE = (6, 12, 14)
@@ -69,21 +68,16 @@ def without_nan(content: Any) -> Any:
 
 
 @pytest.mark.parametrize("labels", [PLAIN, REGIONS], ids=["labels", "regions and ignore label"])
-def test_agrees_with_nnunet(
-    folders: Callable[..., tuple[Path, Path]], labels: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_agrees_with_nnunet(folders: Callable[..., tuple[Path, Path]], labels: dict[str, Any]) -> None:
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder2, load_summary_json
 
     truth, predictions = folders(labels)
     ours = nnplug.evaluate(truth, predictions, output=predictions / "ours.json")
 
-    class Threads:
-        Pool = ThreadPool
-
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _method: Threads)
     stock = predictions / "summary.json"
     files = [str(predictions / name) for name in ("dataset.json", "plans.json")]
-    compute_metrics_on_folder2(str(truth), str(predictions), *files, str(stock), 1)
+    with _threads_for_processes():
+        compute_metrics_on_folder2(str(truth), str(predictions), *files, str(stock), 1)
 
     expected = json.loads(stock.read_text())
     names = set(expected["foreground_mean"])

@@ -12,13 +12,12 @@ import numpy as np
 
 from nnplug.atomic_file import replace_file
 from nnplug.case_pool import Pool, choose_num_processes
-from nnplug.datasets import read_json
+from nnplug.descriptions import Descriptions, read_descriptions
 from nnplug.errors import NnplugError
 from nnplug.evaluation.folders import Pairs, find_fold, find_folders, find_pairs, geometry_problems
 from nnplug.evaluation.tables import csv_text
 from nnplug.inventory.problems import Problem, raise_problems
 from nnplug.json_files import as_plain_json, write_json
-from nnplug.trained_models import check_keys
 
 if TYPE_CHECKING:
     from nnplug.evaluation.measures import MeasureSettings
@@ -67,20 +66,15 @@ def evaluate(
     if not 0 <= tolerance_mm < float("inf"):
         raise NnplugError(f"The tolerance is {tolerance_mm}: expected a distance in mm, 0 or more.")
     folders = find_fold(Path(truth)) if predictions is None else find_folders(Path(truth), Path(predictions))
-    dataset_json = Path(dataset_json or folders.dataset_json)
-    description = read_json(dataset_json, "The data set's description")
-    check_keys(dataset_json, description, "labels", "file_ending")
-    plans = Path(plans or folders.plans)
-    plans_json = read_json(plans, "The plans file")
-    check_keys(plans, plans_json, "image_reader_writer")
-    pairs = find_pairs(folders, description["file_ending"], allow_missing)
-    settings = _settings(description, plans_json, tolerance_mm if surfaces else None, instances)
+    descriptions = read_descriptions(Path(dataset_json or folders.dataset_json), Path(plans or folders.plans))
+    pairs = find_pairs(folders, descriptions.file_ending, allow_missing)
+    settings = _settings(descriptions, tolerance_mm if surfaces else None, instances)
     raise_problems(folders.predictions, geometry_problems(pairs, settings.reader.__name__))
     number = choose_num_processes(num_processes, 0 if len(pairs) < 3 else 8, len(pairs))
     cases = _measure(pairs, settings, Pool(number, progress_bar=progress_bar, preload=_PRELOAD), folders.predictions)
     result = summarise(cases)
     result["settings"] = {
-        "classes": _class_names(description["labels"], result["mean"]),
+        "classes": _class_names(descriptions.dataset_json["labels"], result["mean"]),
         "tolerance_mm": settings.tolerance_mm,
         "instances": instances,
     }
@@ -91,17 +85,12 @@ def evaluate(
     return result
 
 
-def _settings(
-    dataset_json: dict[str, Any], plans: dict[str, Any], tolerance_mm: float | None, instances: bool
-) -> MeasureSettings:
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
+def _settings(descriptions: Descriptions, tolerance_mm: float | None, instances: bool) -> MeasureSettings:
     from nnplug.evaluation.measures import MeasureSettings
 
-    manager = PlansManager(plans)
-    labels = manager.get_label_manager(dataset_json)
+    labels = descriptions.labels
     return MeasureSettings(
-        reader=manager.image_reader_writer_class,
+        reader=descriptions.reader,
         classes=labels.foreground_regions if labels.has_regions else labels.foreground_labels,
         ignore_label=labels.ignore_label,
         tolerance_mm=tolerance_mm,
