@@ -15,6 +15,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnplug.checkpoint import Writer, load
+from nnplug.datasets import foreground_names
 from nnplug.hookspecs import TrainingRun, call_lifecycle
 from nnplug.loaders import worker_seeds
 from nnplug.model_folder import Manifest
@@ -71,6 +72,7 @@ class CheckpointingTrainer(nnUNetTrainer):
             device=str(self.device),
             is_resumed=self._is_resumed,
             config=self.resolved.as_dict(),
+            labels=tuple(foreground_names(self.dataset_json["labels"])),
         )
 
     def announce_start(self, *, is_resumed: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,14 @@ def nearest_dataset(text: str, names: Iterable[str]) -> str:
     spelled = {spelling.lower(): name for name in names for spelling in (name, name.partition("_")[2])}
     near = get_close_matches(text.lower(), spelled, n=1, cutoff=0.7)
     return f" (did you mean {spelled[near[0]]}?)" if near else ""
+
+
+def foreground_names(labels: Mapping[str, Any]) -> list[str]:
+    """Names of the foreground classes or regions of a dataset.json's ``labels``, in the order of nnU-Net's channels."""
+    foreground = {name: value for name, value in labels.items() if name != "ignore" and value not in (0, [0])}
+    if any(isinstance(value, list) for value in foreground.values()):
+        return list(foreground)  # regions go by their order in the file
+    return sorted(foreground, key=lambda name: foreground[name])
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -44,6 +44,7 @@ class TrainingRun:
         device: for example ``cuda:0``, ``cpu``.
         is_resumed: it continues from a checkpoint.
         config: the resolved config as plain values (`ResolvedConfig.as_dict`).
+        labels: names of the foreground classes (or regions), in the order of `EpochMetrics.dice_per_class`.
     """
 
     trainer: str
@@ -56,6 +57,7 @@ class TrainingRun:
     device: str
     is_resumed: bool
     config: Mapping[str, Any]
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ class Log(Protocol):
 def _csv_log(run: TrainingRun) -> Log:
     from nnplug_loggers.csv_log import CsvLog
 
-    return CsvLog(run.output_folder / "metrics.csv")
+    return CsvLog(run.output_folder / "metrics.csv", run.labels)
 
 
 def _tensorboard_log(run: TrainingRun) -> Log:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,19 @@ _SCALARS = (
 
 
 class CsvLog:
-    """Columns: the fields of `EpochMetrics`, then ``dice_1`` ... by foreground class (or region), in label order.
+    """Columns: the fields of `EpochMetrics`, then ``dice_<label>`` by foreground class (or region), in label order.
 
     A training that continues replaces the rows from its first epoch on, so that no epoch is there twice.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, labels: Sequence[str]) -> None:
         self.path = path
+        self._labels = labels
         self._has_begun = False
 
     def write(self, metrics: EpochMetrics) -> None:
         """Add the row of an epoch; it is on disk on return."""
-        row = _row_of(metrics)
+        row = _row_of(metrics, self._labels)
         if self._has_begun:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, list(row), lineterminator="\n").writerow(row)
@@ -67,8 +68,8 @@ class CsvLog:
             temporary.unlink(missing_ok=True)
 
 
-def _row_of(metrics: EpochMetrics) -> dict[str, float | int]:
+def _row_of(metrics: EpochMetrics, labels: Sequence[str]) -> dict[str, float | int]:
     row: dict[str, float | int] = {name: float(getattr(metrics, name)) for name in _SCALARS}
     row["epoch"] = int(metrics.epoch)
-    row |= {f"dice_{number}": float(dice) for number, dice in enumerate(metrics.dice_per_class, start=1)}
+    row |= {f"dice_{label}": float(dice) for label, dice in zip(labels, metrics.dice_per_class, strict=True)}
     return row

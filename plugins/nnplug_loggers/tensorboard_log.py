@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnplug import EpochMetrics, NnplugError, TrainingRun
@@ -37,7 +37,7 @@ class TensorBoardLog:
             folder = self._run.output_folder / "tensorboard"
             self._writer = self._new_writer(str(folder), purge_step=metrics.epoch)
             self._writer.add_text("config", _as_code(self._run.config), metrics.epoch)
-        for tag, value in _scalars_of(metrics).items():
+        for tag, value in _scalars_of(metrics, self._run.labels).items():
             self._writer.add_scalar(tag, value, metrics.epoch)
         self._writer.flush()
         self._last_epoch = metrics.epoch
@@ -49,8 +49,9 @@ class TensorBoardLog:
             self._writer.close()
 
 
-def _scalars_of(metrics: EpochMetrics) -> dict[str, float]:
-    per_class = {f"dice_per_class/{number}": dice for number, dice in enumerate(metrics.dice_per_class, start=1)}
+def _scalars_of(metrics: EpochMetrics, labels: Sequence[str]) -> dict[str, float]:
+    pairs = zip(labels, metrics.dice_per_class, strict=True)
+    per_class = {f"dice_per_class/{label}": dice for label, dice in pairs}
     return {
         "loss/train": metrics.train_loss,
         "loss/val": metrics.val_loss,

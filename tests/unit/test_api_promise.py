@@ -41,7 +41,7 @@ HOOKS = {
     "train_end": "run result",
 }
 RECORDS = {
-    "TrainingRun": "trainer dataset configuration plans fold output_folder num_epochs device is_resumed config",
+    "TrainingRun": "trainer dataset configuration plans fold output_folder num_epochs device is_resumed config labels",
     "EpochMetrics": "epoch learning_rate train_loss val_loss mean_dice ema_dice dice_per_class epoch_seconds "
     "data_seconds",
     "TrainingEvent": "stage message dataset configuration fold epoch num_epochs metrics",

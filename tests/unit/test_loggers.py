@@ -33,6 +33,7 @@ def run_in(folder: Path, *, is_resumed: bool = False) -> TrainingRun:
         device="cpu",
         is_resumed=is_resumed,
         config={"name": "kiunet", "num_epochs": 5},
+        labels=("anterior", "posterior"),
     )
 
 
@@ -98,10 +99,10 @@ def test_csv_has_one_row_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "ema_dice": "0.55",
         "epoch_seconds": "41.25",
         "data_seconds": "1.5",
-        "dice_1": "0.5",
-        "dice_2": "0.7",
+        "dice_anterior": "0.5",
+        "dice_posterior": "0.7",
     }
-    assert (second["epoch"], second["dice_1"], second["dice_2"]) == ("1", "nan", "0.25")
+    assert (second["epoch"], second["dice_anterior"], second["dice_posterior"]) == ("1", "nan", "0.25")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
@@ -139,7 +140,7 @@ def test_csv_row_that_a_crash_cut_short_is_dropped(
     file = tmp_path / "metrics.csv"
     file.write_text(file.read_text()[:-num_lost])
     log_epochs(run_in(tmp_path, is_resumed=True), metrics_of(2))
-    assert [(row["epoch"], row["dice_2"]) for row in csv_rows(tmp_path)] == [("0", "0.7"), ("2", "0.7")]
+    assert [(row["epoch"], row["dice_posterior"]) for row in csv_rows(tmp_path)] == [("0", "0.7"), ("2", "0.7")]
 
 
 def test_tensorboard_has_every_value_at_its_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +151,7 @@ def test_tensorboard_has_every_value_at_its_epoch(tmp_path: Path, monkeypatch: p
     assert scalars(tmp_path, "learning_rate") == [(0, pytest.approx(0.01)), (1, pytest.approx(0.005))]
     assert scalars(tmp_path, "dice/mean") == [(0, pytest.approx(0.6)), (1, pytest.approx(0.6))]
     assert scalars(tmp_path, "dice/ema") == [(0, pytest.approx(0.55)), (1, pytest.approx(0.55))]
-    assert scalars(tmp_path, "dice_per_class/2") == [(0, pytest.approx(0.7)), (1, pytest.approx(0.7))]
+    assert scalars(tmp_path, "dice_per_class/posterior") == [(0, pytest.approx(0.7)), (1, pytest.approx(0.7))]
     assert scalars(tmp_path, "seconds/epoch") == [(0, 41.25), (1, 41.25)]
     assert scalars(tmp_path, "seconds/data") == [(0, 1.5), (1, 1.5)]
     assert '"num_epochs": 5' in text_of(tmp_path, "config")

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _select(rows: list[dict[str, Any]], pattern: str | None) -> list[dict[str, Any]]:
-    """The rows whose name matches, then those that have the pattern as (the beginning of) a word of their description."""
+    """The rows whose name matches, then those with a word of their description that begins with the pattern."""
     from nnplug.registry import matching
 
     if not pattern:

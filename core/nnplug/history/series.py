@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nnplug.atomic_file import replace_file
+from nnplug.datasets import foreground_names
 from nnplug.errors import NnplugError
 from nnplug.history.log import LoggedEpoch, read_logs
 from nnplug.json_files import read_json
@@ -162,11 +163,7 @@ def _classes(logging: Mapping[str, Sequence[Any]], epochs: Sequence[LoggedEpoch]
 
 def _dice_columns(model_folder: Path, num_classes: int) -> list[str]:
     """``dice_<label>`` in nnU-Net's order; numbered from 1 where dataset.json does not tell."""
-    labels = (read_json(model_folder / "dataset.json") or {}).get("labels", {})
-    foreground = {name: value for name, value in labels.items() if name != "ignore" and value not in (0, [0])}
-    names = list(foreground)
-    if not any(isinstance(value, list) for value in foreground.values()):
-        names.sort(key=lambda name: foreground[name])  # classes go by value, regions by their order in the file
+    names = foreground_names((read_json(model_folder / "dataset.json") or {}).get("labels", {}))
     if len(names) != num_classes:
         names = [str(number + 1) for number in range(num_classes)]
     return [f"dice_{name}" for name in names]
