@@ -95,7 +95,8 @@ def _add_fingerprint_options(parser: argparse.ArgumentParser, processes: str) ->
 
 def _add_planner_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-pl", dest="planner", metavar="CLASS", default="ExperimentPlanner", help="planner, also of a plugin (default: %(default)s)")
+    text = "planner, also of a plugin (default: %(default)s)"
+    add("-pl", dest="planner", metavar="CLASS", default="ExperimentPlanner", help=text)
     add("-gpu_memory_target", metavar="GB", type=float, help="memory to plan for (default: the planner's)")
     add(
         "-preprocessor_name",

@@ -43,8 +43,10 @@ def parse_spacing(words: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def find_spacing(path: Path, image: Image, stated: Mapping[str, float] | None) -> tuple[float, ...] | None:
-    """Spacing in mm along the array's axes; None for a 2D image that has none.
+def find_spacing(
+    path: Path, image: Image, stated: Mapping[str, float] | None, *, is_needed: bool = True
+) -> tuple[float, ...] | None:
+    """Spacing in mm along the array's axes; None for a 2D image that has none, and where none ``is_needed``.
 
     What is stated wins. A header and a file beside the image have to agree.
 
@@ -63,7 +65,7 @@ def find_spacing(path: Path, image: Image, stated: Mapping[str, float] | None) -
             f"{path}: its header says {_shown(header)} mm, the file beside it {_shown(beside)}; give --spacing"
         )
     found = beside or header
-    if found is None and len(image.size) == 3:
+    if found is None and len(image.size) == 3 and is_needed:
         raise UnreadableImageError(
             f"{path}: nothing tells its voxel spacing. Give it, as in {EXAMPLE}, or write "
             f'{{"spacing": [z, y, x]}} in mm into {split_ending(path)[0]}.json beside it'

@@ -15,7 +15,7 @@ SIDE = 160
 _CAPTION = 14
 _WINDOW_PERCENTILES = (0.5, 99.5)
 # distinguishable on grey, also for most colour-blind readers (Okabe and Ito's palette without black)
-_COLOURS = np.array(
+COLOURS = np.array(
     [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)],
     np.uint8,
 )
@@ -42,7 +42,7 @@ def draw_case(
         return picture
     plane = np.clip(label[index], 0, 255).astype(np.uint8)
     outline = _outline(_scale(plane, spacing, side, Image.Resampling.NEAREST)[..., 0])
-    picture[outline > 0] = _COLOURS[(outline[outline > 0] - 1) % len(_COLOURS)]
+    picture[outline > 0] = COLOURS[(outline[outline > 0] - 1) % len(COLOURS)]
     return picture
 
 
