@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import nnplug
 import pytest
 from nnplug import NnplugError, cli
 from nnplug.cli import COMMANDS, complete_trainers, main
+from nnplug.completion import complete_configurations, complete_datasets
 from support.commands import clean_environment
 from support.plugin_packages import PluginSite, trainers
 
@@ -135,20 +137,57 @@ def test_completion(installed: PluginSite) -> None:
     assert complete_trainers("zork") == []
 
 
+@pytest.mark.usefixtures("installed")
+def test_completion_of_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("recipes", "results"):
+        Path(folder).mkdir()
+    for name in ("my.toml", "recipes/long.toml", "recipes/notes.txt"):
+        Path(name).touch()
+    assert complete_trainers("m") == ["mirror_axes=", "my.toml"]
+    assert complete_trainers("re") == []
+    assert complete_trainers("./re") == ["./recipes/", "./results/"]
+    assert complete_trainers("amp=true+./recipes/") == ["amp=true+./recipes/long.toml"]
+
+
+def test_completion_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def complete(prefix: str, dataset: str) -> list[str]:
+        return complete_configurations(prefix, parsed_args=argparse.Namespace(dataset=dataset))
+
+    planned, trained = tmp_path / "preprocessed" / "Dataset004_A", tmp_path / "results" / "Dataset004_A"
+    (tmp_path / "preprocessed" / "Dataset011_B").mkdir(parents=True)
+    (trained / "nnUNetTrainer__nnUNetPlans__3d_old").mkdir(parents=True)
+    planned.mkdir()
+    (planned / "nnUNetPlans.json").write_text('{"configurations": {"2d": {}, "3d_fullres": {}}}')
+    assert complete_datasets("") == []
+    assert complete("", "4") == ["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
+
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    assert complete_datasets("Data") == ["Dataset004_A", "Dataset011_B"]
+    assert complete_datasets("1") == ["11"]
+    assert complete("", "4") == ["2d", "3d_fullres", "3d_old"]
+    assert complete("3", "Dataset004_A") == ["3d_fullres", "3d_old"]
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("nnplug tra", {"train", "trainers"}),
         ("nnplug show unet_", {"unet_a"}),
         ("nnplug train 4 2d 0 -tr unet_", {"unet_a"}),
+        ("nnplug train Da", {"Dataset004_Hippocampus"}),
+        ("nnplug predict -i a -o b -d 4 -c 3", {"3d_fullres", "3d_lowres", "3d_cascade_fullres"}),
     ],
 )
 def test_completion_in_a_shell(site: PluginSite, tmp_path: Path, line: str, expected: set[str]) -> None:
     site.add("nets", code=trainers("name='unet_a', seed=1"))
+    (tmp_path / "Dataset004_Hippocampus").mkdir()
     answer = tmp_path / "answer"
     environment = clean_environment(
         {
             "PYTHONPATH": str(site.folder),
+            "nnUNet_preprocessed": str(tmp_path),
             "_ARGCOMPLETE": "1",
             "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
             "_ARGCOMPLETE_IFS": "\n",

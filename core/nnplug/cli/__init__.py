@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
+from nnplug.completion import complete_configurations, complete_datasets, complete_trainers
 from nnplug.errors import NnplugError
 from nnplug.interrupts import EXIT_INTERRUPTED, TrainingInterrupted, ignore_signals
 
@@ -21,13 +22,14 @@ COMMANDS = (
     *("train", "run", "predict", "history", "new-plugin", "env", "demo"),
     *("evaluate", "find_best", "ensemble", "postprocess"),
 )
+_COMPLETERS = {"DATASET": complete_datasets, "CONFIGURATION": complete_configurations}
 _TRAINER_OPTIONS = ("-tr", "-prev_stage_trainer")
 
 EPILOG = """example:
   nnplug trainers 'monai_*'
   nnplug train 4 3d_fullres 0 -tr monai_segresnet+num_epochs=100
 
-completion of commands and trainer names in bash and zsh:
+completion of commands, trainers, data sets and configurations in bash and zsh:
   eval "$(register-python-argcomplete nnplug)"
 """
 
@@ -156,24 +158,12 @@ class stdout_for_json:
             os.close(self.kept)
 
 
-def complete_trainers(prefix: str, **_: Any) -> list[str]:
-    """Completions of the last name in ``a+b+field=@name``."""
-    from nnplug.fields import SETTINGS
-    from nnplug.registry import get_registry
-
-    head, plus, last = prefix.rpartition("+")
-    field, assigned, part = last.partition("=@")
-    names = get_registry().list_names()
-    if assigned:
-        return [f"{head}{plus}{field}=@{name}" for name in names if name.startswith(part)]
-    fields = [f"{name}=" for name in SETTINGS]
-    return [f"{head}{plus}{name}" for name in [*names, *fields] if name.startswith(last)]
-
-
 def _finish(command: argparse.ArgumentParser) -> None:
-    """What every command has: ``--debug`` behind it too, and completion of trainer names."""
+    """What every command has: ``--debug`` behind it too, and completion of names."""
     # Without a default of its own, or it would take back what was given in front of the command.
     command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     for action in command._actions:
-        if set(action.option_strings) & set(_TRAINER_OPTIONS) and not hasattr(action, "completer"):
-            action.completer = complete_trainers  # type: ignore[attr-defined]
+        is_trainer = not set(action.option_strings).isdisjoint(_TRAINER_OPTIONS)
+        completer = complete_trainers if is_trainer else _COMPLETERS.get(str(action.metavar))
+        if completer and not hasattr(action, "completer"):
+            action.completer = completer  # type: ignore[attr-defined]
