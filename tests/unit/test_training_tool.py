@@ -16,6 +16,7 @@ import nibabel
 import nnplug
 import numpy as np
 import pytest
+from filelock import FileLock
 from nnplug import NnplugError, TrainerConfig, TrainingEvent
 from nnplug.interrupts import TrainingInterrupted
 from nnplug.planning.experiment import find_planner
@@ -102,6 +103,25 @@ def test_from_images_to_metrics_and_nothing_twice(tool: Tool) -> None:
 
 def times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_of_several_processes_one_works_on_the_data(tool: Tool) -> None:
+    lock = FileLock(tool.cache.parent / ".nnplug_Dataset007_inventory.lock")
+    tool.cache.parent.mkdir()
+    lock.acquire()
+    messages: list[str] = []
+
+    def progress(event: TrainingEvent) -> None:
+        messages.append(event.message)
+        if "waiting" in event.message:
+            assert not tool.cache.exists()
+            lock.release()
+
+    assert tool(progress=progress, fold=0)["progress_error"] is None
+    assert messages[:2] == [
+        f"Another process works on {tool.cache}; waiting for it",
+        "Dataset007_inventory: 5 cases",
+    ]
 
 
 def test_finished_folds_are_trained_anew_with_restart_and_validated_for_what_is_missing(tool: Tool) -> None:
@@ -304,6 +324,12 @@ def test_without_preprocessing(tool: Tool, tiny_prepared: DatasetForTests, tmp_p
 )
 def test_mistakes_are_told_before_anything_is_worked_on(tool: Tool, arguments: dict[str, Any], message: str) -> None:
     assert error_of(tool, **arguments).startswith(message)
+
+
+def test_a_cache_that_can_not_be_made(tool: Tool, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = f"The cache {tmp_path / 'file'} can not be created (File exists)."
+    assert error_of(tool, cache_dir=tmp_path / "file") == message
 
 
 def test_errors_as_a_result(tool: Tool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

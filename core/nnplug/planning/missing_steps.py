@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnplug.datasets import read_plans
@@ -43,10 +45,29 @@ class MissingSteps:
         Raises:
             NnplugError: the data has problems, all of which are named, or has changed; no such plans or configuration.
         """
-        self._make_fingerprint()
-        self._make_plans()
-        for name in list_stages(self.data.folder, self.plans_name, configuration):
-            self._preprocess(name)
+        with self._alone():
+            self._make_fingerprint()
+            self._make_plans()
+            for name in list_stages(self.data.folder, self.plans_name, configuration):
+                self._preprocess(name)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Of several processes that start at once, one for each fold, the first works and the others wait for it."""
+        try:
+            self.data.preprocessed.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NnplugError(f"The cache {self.data.preprocessed} can not be created ({error.strerror}).") from None
+        lock = FileLock(self.data.preprocessed / f".nnplug_{self.data.name}.lock", thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.tell("check", f"Another process works on {self.data.folder}; waiting for it")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _make_fingerprint(self) -> None:
         data = self.data
