@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,6 +113,12 @@ def nnunet_training(
         NnplugError: a user's mistake, or data with problems, all of which are named.
         TrainingInterrupted: a signal; call it again with ``continue_training``.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # it would wait for the very process that waits for this one
+        raise NnplugError(
+            "A worker process imports the script, and with it nnunet_training is called again. Put the call under "
+            "if __name__ == '__main__':, so that only the script itself makes it."
+        )
     events = EventSender(progress)
     call = _Call(
         dataset=str(dataset_id),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -330,6 +331,14 @@ def test_a_cache_that_can_not_be_made(tool: Tool, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     message = f"The cache {tmp_path / 'file'} can not be created (File exists)."
     assert error_of(tool, cache_dir=tmp_path / "file") == message
+
+
+def test_a_worker_that_imports_a_script_without_a_guard(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    assert error_of(tool, raise_errors=False) == (
+        "A worker process imports the script, and with it nnunet_training is called again. Put the call under if "
+        "__name__ == '__main__':, so that only the script itself makes it."
+    )
 
 
 def test_errors_as_a_result(tool: Tool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
