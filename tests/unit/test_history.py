@@ -18,6 +18,7 @@ from nnplug import cli
 from nnplug.checkpoint import load
 from nnplug.errors import NnplugError
 from nnplug.history import load_history, read_history
+from nnplug.history.folds import label_folds
 
 START = datetime(2024, 5, 3, 12, 0, 0).timestamp()
 DATASET = {"labels": {"background": 0, "posterior": 2, "anterior": 1, "ignore": 3}}
@@ -331,6 +332,64 @@ def test_command_prints_a_table(fold: Path, capsys: pytest.CaptureFixture[str]) 
     assert re.split(r"  +", header.strip()) == names.split("|")
     assert lines[2].split()[:7] == ["2", "0.8000", "1.3000", "0.2000", "0.1000", "0.2000", "0.4000"]
     assert "Best moving average of the Dice: 0.1000 in epoch 2.\nFrom checkpoint_final.pth.\n" in out
+
+
+@pytest.fixture
+def two_folds(fold: Path) -> Path:
+    """A model with two folds and one that has just begun."""
+    save(fold, "final", logging(3))
+    save(fold.with_name("fold_1"), "final", logging(2))
+    write_log(fold.with_name("fold_2"), "2024_1_1_1_1_1", range(1), ends=False)
+    return fold.parent
+
+
+def test_folds_of_a_model_in_one_table(two_folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["history", str(two_folds)]) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert [line.split()[:2] for line in lines[:6]] == [
+        ["fold", "epoch"],
+        *(["0", str(epoch)] for epoch in range(3)),
+        *(["1", str(epoch)] for epoch in range(2)),
+    ]
+    assert lines[6:] == [
+        "fold 0: Best moving average of the Dice: 0.1000 in epoch 2.",
+        "fold 0: From checkpoint_final.pth.",
+        "fold 1: Best moving average of the Dice: 0.0500 in epoch 1.",
+        "fold 1: From checkpoint_final.pth.",
+    ]
+    assert shown.err == f"nnplug: {two_folds}/fold_2 has no finished epoch yet.\n"
+    assert cli.main(["history", str(two_folds), "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [(run["fold"], len(run["epochs"])) for run in runs] == [("0", 3), ("1", 2)]
+
+
+def test_folds_of_two_models_in_one_file(two_folds: Path, tmp_path: Path) -> None:
+    other = two_folds.with_name("other__nnUNetPlans__2d")
+    other.mkdir()
+    save(other / "fold_0", "final", logging(1))  # without dataset.json its classes have numbers
+    files = [tmp_path / "h.csv", tmp_path / "h.svg"]
+    assert cli.main(["history", str(two_folds), str(other), "--csv", str(files[0]), "--plot", str(files[1])]) == 0
+    with open(files[0], newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model"], row["fold"], row["epoch"]) for row in rows[::2]] == [
+        (two_folds.name, "0", "0"),
+        (two_folds.name, "0", "2"),
+        (two_folds.name, "1", "1"),
+    ]
+    assert (rows[-1]["model"], rows[-1]["dice_1"] != "", rows[-1]["dice_anterior"]) == (other.name, True, "")
+    drawn = files[1].read_text()
+    for text in (f"{two_folds.name}, fold 0", f"{two_folds.name}, fold 1", f"{other.name}, fold 0", "validation loss"):
+        assert re.search(rf">{re.escape(text)}</text>", drawn), text
+
+
+def test_a_model_of_two_data_sets(tmp_path: Path) -> None:
+    folders = [tmp_path / data / "m__p__2d" / "fold_0" for data in ("Dataset004_A", "Dataset005_B")]
+    assert label_folds(folders) == [
+        {"model": "Dataset004_A/m__p__2d", "fold": "0"},
+        {"model": "Dataset005_B/m__p__2d", "fold": "0"},
+    ]
+    assert label_folds(folders[:1]) == [{"fold": "0"}]
 
 
 def test_table_leaves_out_many_classes_and_says_so(fold: Path, capsys: pytest.CaptureFixture[str]) -> None:

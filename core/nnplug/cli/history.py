@@ -7,11 +7,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnplug.history.series import History
 
 EXAMPLE = """example:
   nnplug history nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres/fold_0
   nnplug history MODEL_FOLDER/fold_0 --csv history.csv --plot history.pdf
+  nnplug history MODEL_FOLDER --plot folds.pdf           every fold of a model
+  nnplug history MODEL_A/fold_0 MODEL_B/fold_0 --plot comparison.pdf
 """
 
 _MOST_CLASSES_IN_TABLE = 4
@@ -28,7 +33,9 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a fold, or a model folder with one fold")
+    parser.add_argument(
+        "runs", metavar="RUN", type=Path, nargs="+", help="folder of a fold, or of a model: all its folds"
+    )
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write a table, one row an epoch")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw a figure (.png, .pdf or .svg)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -37,27 +44,50 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, then write what was asked for; without a flag print a table."""
-    from nnplug.history import load_history, write_csv
-    from nnplug.json_files import as_plain_json
+    from nnplug.history import write_csv
+    from nnplug.history.folds import join_folds, load_folds
 
-    history = load_history(args.run)
-    for message in history.messages:
-        print(f"nnplug: {message}", file=sys.stderr)
+    histories = load_folds(args.runs)
+    for history in histories.values():
+        for message in history.messages:
+            print(f"nnplug: {message}", file=sys.stderr)
+    rows = next(iter(histories.values())).rows if len(histories) == 1 else join_folds(histories)
     if args.csv is not None:
-        write_csv(history.rows, args.csv)
+        write_csv(rows, args.csv)
     if args.plot is not None:
-        from nnplug.history.plot import plot_history
-
-        plot_history(history.rows, args.plot)
+        _plot(histories, args.plot)
     if args.json:
-        content = {"sources": [str(path) for path in history.sources], "epochs": history.rows}
-        print(json.dumps(as_plain_json(content, nan_as_null=True), indent=2))
+        _print_json(histories)
     elif args.csv is None and args.plot is None:
-        _print_table(history.rows, [path.name for path in history.sources])
+        _print_table(rows)
+        _print_summary(histories)
     return 0
 
 
-def _print_table(rows: Sequence[dict[str, Any]], sources: Sequence[str]) -> None:
+def _plot(histories: dict[Path, History], path: Path) -> None:
+    from nnplug.history.folds import name_folds
+    from nnplug.history.plot import plot_folds, plot_history
+
+    if len(histories) == 1:
+        plot_history(next(iter(histories.values())).rows, path)
+    else:
+        rows = [history.rows for history in histories.values()]
+        plot_folds(dict(zip(name_folds(list(histories)), rows, strict=True)), path)
+
+
+def _print_json(histories: dict[Path, History]) -> None:
+    from nnplug.history.folds import label_folds
+    from nnplug.json_files import as_plain_json
+
+    runs = [
+        {**label, "sources": [str(path) for path in history.sources], "epochs": history.rows}
+        for label, history in zip(label_folds(list(histories)), histories.values(), strict=True)
+    ]
+    content = {"sources": runs[0]["sources"], "epochs": runs[0]["epochs"]} if len(runs) == 1 else {"runs": runs}
+    print(json.dumps(as_plain_json(content, nan_as_null=True), indent=2))
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -71,11 +101,19 @@ def _print_table(rows: Sequence[dict[str, Any]], sources: Sequence[str]) -> None
         table.add_row(*(_cell(column, row[column]) for column in columns))
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False)
     console.print(table)
-    best = max(rows, key=lambda row: (row["ema_dice"] == row["ema_dice"], row["ema_dice"]))
-    console.print(f"Best moving average of the Dice: {best['ema_dice']:.4f} in epoch {best['epoch']}.", markup=False)
-    console.print(f"From {', '.join(sources)}.", markup=False)
     if hidden:
         console.print(f"The Dice of {len(classes)} classes is in --csv and --json.", markup=False)
+
+
+def _print_summary(histories: dict[Path, History]) -> None:
+    """The best epoch of each fold, and the files that were read."""
+    from nnplug.history.folds import name_folds
+
+    for name, history in zip(name_folds(list(histories)), histories.values(), strict=True):
+        best = max(history.rows, key=lambda row: (row["ema_dice"] == row["ema_dice"], row["ema_dice"]))
+        where = f"{name}: " if len(histories) > 1 else ""
+        print(f"{where}Best moving average of the Dice: {best['ema_dice']:.4f} in epoch {best['epoch']}.")
+        print(f"{where}From {', '.join(path.name for path in history.sources)}.")
 
 
 def _cell(column: str, value: Any) -> str:

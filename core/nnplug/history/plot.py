@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,30 @@ def plot_history(rows: Sequence[dict[str, Any]], path: Path) -> None:
     Raises:
         NnplugError: another suffix, or the file can not be written.
     """
-    path = Path(path)
+    with _figure(Path(path)) as ((losses, dice), (rates, times)):
+        _draw(losses, rows, {"train_loss": ("training", _TRAIN), "val_loss": ("validation", _VAL)}, "loss")
+        _draw_classes(dice, rows)
+        _draw(dice, rows, {"mean_dice": ("mean", _DICE), "ema_dice": ("moving average", _OTHER)}, "Dice (pseudo)")
+        _draw(rates, rows, {"learning_rate": ("", _OTHER)}, "learning rate")
+        _draw(times, rows, {"epoch_seconds": ("", _OTHER)}, "seconds per epoch")
+
+
+def plot_folds(runs: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
+    """Draw several runs, a colour each; arguments and errors as of ``plot_history``, with the rows by label."""
+    with _figure(Path(path)) as ((losses, dice), (rates, times)):
+        for number, rows in enumerate(runs.values()):
+            color = f"C{number % 10}"
+            _draw(losses, rows, {"val_loss": ("", color)}, "validation loss")
+            _draw(dice, rows, {"ema_dice": ("", color)}, "Dice (pseudo), moving average")
+            _draw(rates, rows, {"learning_rate": ("", color)}, "learning rate")
+            _draw(times, rows, {"epoch_seconds": ("", color)}, "seconds per epoch")
+        # below the panels: the name of a model may be as wide as the figure
+        losses.figure.legend(losses.get_lines(), runs, loc="outside lower center")
+
+
+@contextmanager
+def _figure(path: Path) -> Iterator[Any]:
+    """Two by two axes to draw in; what was drawn is then in the file."""
     file_format = path.suffix.lower().removeprefix(".")
     if file_format not in FORMATS:
         raise NnplugError(f"{path}: a plot is a .png, .pdf or .svg file.")
@@ -46,12 +70,9 @@ def plot_history(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH_INCH, _HEIGHT_INCH), layout="constrained")
-        (losses, dice), (rates, times) = figure.subplots(2, 2, sharex=True)
-        _draw(losses, rows, {"train_loss": ("training", _TRAIN), "val_loss": ("validation", _VAL)}, "loss")
-        _draw_classes(dice, rows)
-        _draw(dice, rows, {"mean_dice": ("mean", _DICE), "ema_dice": ("moving average", _OTHER)}, "Dice (pseudo)")
-        _draw(rates, rows, {"learning_rate": ("", _OTHER)}, "learning rate")
-        _draw(times, rows, {"epoch_seconds": ("", _OTHER)}, "seconds per epoch")
+        panels = figure.subplots(2, 2, sharex=True)
+        yield panels
+        (_, dice), (rates, times) = panels
         dice.set_ylim(0, 1)
         rates.set_ylim(bottom=0)
         times.set_ylim(bottom=0)

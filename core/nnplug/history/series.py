@@ -91,18 +91,24 @@ def find_fold(run: Path) -> Path:
     Raises:
         NnplugError: it does not exist, is no run, or holds several folds.
     """
+    folds = find_folds(run)
+    if len(folds) > 1:
+        raise NnplugError(f"{run} holds {', '.join(fold.name for fold in folds)}. Name one: {folds[0]}")
+    return folds[0]
+
+
+def find_folds(run: Path) -> list[Path]:
+    """``run`` itself if it is a fold folder, or the folds in it. Raises NnplugError as ``find_fold``."""
     if not run.is_dir():
         raise NnplugError(
             f"There is no folder {run}. Give the folder of a fold: .../TRAINER__PLANS__CONFIGURATION/fold_0"
         )
     if _is_fold(run):
-        return run
+        return [run]
     folds = sorted(folder for folder in run.glob("fold_*") if folder.is_dir() and _is_fold(folder))
-    if len(folds) > 1:
-        raise NnplugError(f"{run} holds {', '.join(fold.name for fold in folds)}. Name one: {folds[0]}")
     if not folds:
         raise NnplugError(f"{run} is not a training: it holds no checkpoint_*.pth and no training_log_*.txt.")
-    return folds[0]
+    return folds
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
