@@ -434,14 +434,20 @@ def test_bad_data_of_a_raw_folder(tool: Tool, spoil: Any, message: str) -> None:
     assert [path for path in made if path.name in ("dataset_fingerprint.json", "nnUNetPlans.json")] == []
 
 
-def test_a_disk_that_fills(tool: Tool) -> None:
+def test_a_disk_that_fills_while_it_preprocesses(tool: Tool) -> None:
     raw = make_raw(tool)
-    with largest_file(3000):
+    large, label = make_case(4, (24, 24, 24))
+    save_image(raw / "imagesTr" / "case_4_0000.nii.gz", large)
+    save_image(raw / "labelsTr" / "case_4.nii.gz", label)
+    with largest_file(30_000):
         found = tool(8, **classic(tool), raise_errors=False)
-    assert "File too large" in found["message"]
+    folder = raw.parents[1] / "preprocessed" / raw.name
+    unfinished = folder / "nnUNetPlans_3d_fullres.unfinished"
+    assert found["message"].startswith(f"Could not write {unfinished}")
     assert found["message"].endswith("What was there before is unchanged. Free some space and run it again.")
+    assert not [path.name for path in unfinished.glob("*case_4*")]
     assert tool(8, **classic(tool))["status"] == "completed"
-    assert not list((raw.parents[1] / "preprocessed").rglob("*.unfinished"))
+    assert not unfinished.exists()
 
 
 def test_a_cache_of_another_version(tool: Tool) -> None:
