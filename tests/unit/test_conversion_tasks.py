@@ -298,6 +298,83 @@ def test_tasks_of_nnunet_v1(tmp_path: Path) -> None:
         )
 
 
+class FlatTask(MadeTask):
+    """A task of nnU-Net v1 of 2D images: volumes of one slice, whose spacing across is finer than within."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        for path in (self.folder / "imagesTr").iterdir():
+            path.unlink()
+        (self.folder / "imagesTs" / "t.nii.gz").unlink()
+        for index, (case, part) in enumerate((("a", "Tr"), ("b", "Tr"), ("t", "Ts"))):
+            image, label = make_case(index, (1, 40, 48))
+            label[0, 10:20, 10:30] = 1
+            self.keep(f"images{part}/{case}_0000.nii.gz", image.astype(np.int16))
+            if part == "Tr":
+                self.keep(f"labelsTr/{case}.nii.gz", label)
+
+    def keep(self, file: str, voxels: np.ndarray) -> None:
+        """D H W, turned in its plane."""
+        image = sitk.GetImageFromArray(voxels)
+        image.SetSpacing((0.5, 0.75, 0.01))
+        image.SetOrigin((3.0, -4.5, 8.0))
+        image.SetDirection((0, -1, 0, 1, 0, 0, 0, 0, 1))
+        sitk.WriteImage(image, str(self.folder / file))
+
+    def convert_v1(self, **options: Any) -> Path:
+        return convert_task(TaskFolder(self.folder, self.raw, numbered=True), IN_THIS_PROCESS, **options)[0]
+
+
+def test_2d_data_of_nnunet_v1_becomes_2d(tmp_path: Path) -> None:
+    task = FlatTask(tmp_path)
+    target = task.convert_v1()
+    files = {"imagesTr/a_0000", "imagesTr/b_0000", "imagesTs/t_0000", "labelsTr/a", "labelsTr/b"}
+    assert {name for name in contents(target) if name.endswith(".nii.gz")} == {f"{name}.nii.gz" for name in files}
+    for name in files:
+        flat, volume = (sitk.ReadImage(str(folder / f"{name}.nii.gz")) for folder in (target, task.folder))
+        assert (flat.GetDimension(), flat.GetPixelID()) == (2, volume.GetPixelID())
+        assert np.array_equal(sitk.GetArrayFromImage(flat), sitk.GetArrayFromImage(volume)[0])
+        np.testing.assert_allclose(flat.GetSpacing(), (0.5, 0.75))
+        np.testing.assert_allclose(flat.GetOrigin(), (3.0, -4.5))
+        np.testing.assert_allclose(flat.GetDirection(), (0, -1, 1, 0), atol=1e-6)
+    assert task.convert_v1() == target
+
+
+def test_nnunet_plans_such_data_in_2d_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnplug.planning.data import find_raw_data
+    from nnplug.planning.experiment import PlannerSettings, plan_experiment
+    from nnplug.planning.fingerprint import extract_fingerprint
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    few = DatasetFingerprintExtractor.__init__
+
+    def with_few(self: DatasetFingerprintExtractor, *args: object, **kwargs: object) -> None:
+        few(self, *args, **kwargs)
+        self.num_foreground_voxels_for_intensitystats = 1e4
+
+    monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", with_few)
+    task = FlatTask(tmp_path)
+    task.convert_v1()
+    monkeypatch.setenv("nnUNet_raw", str(task.raw))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    data = find_raw_data(7)
+    assert extract_fingerprint(data, IN_THIS_PROCESS, verify=True)
+    plans = json.loads((data.folder / f"{plan_experiment(data, PlannerSettings())}.json").read_text())
+    assert list(plans["configurations"]) == ["2d"]
+    assert plans["transpose_forward"] == [0, 1, 2]
+    assert plans["configurations"]["2d"]["spacing"] == [0.75, 0.5]
+
+
+def test_volumes_among_slices_stay_volumes(tmp_path: Path) -> None:
+    task = FlatTask(tmp_path)
+    image, label = make_case(1)
+    task.keep("imagesTr/b_0000.nii.gz", image)
+    task.keep("labelsTr/b.nii.gz", label)
+    target = task.convert_v1()
+    for name in ("imagesTr/a_0000.nii.gz", "labelsTr/b.nii.gz"):
+        assert (target / name).read_bytes() == (task.folder / name).read_bytes()
+
+
 def test_channels_of_nnunet_v1_that_are_missing(tmp_path: Path) -> None:
     task = MadeTask(tmp_path)
     for path in (task.folder / "imagesTr").iterdir():

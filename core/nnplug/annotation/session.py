@@ -32,13 +32,10 @@ from nnplug.conversion.images import check_same_grid
 from nnplug.conversion.reading import ITK_ENDINGS, TIFF_ENDINGS, Image, read_image, split_ending
 from nnplug.conversion.running import check_written
 from nnplug.conversion.spacing import find_spacing
-from nnplug.conversion.writing import side_cars, write_voxels
+from nnplug.conversion.writing import WRITTEN_AS, side_cars, write_voxels
 from nnplug.errors import NnplugError
 from nnplug.image_headers import UnreadableImageError
 from nnplug.inventory.problems import shortened
-
-#: Formats that are read and not written, and what is written in their place.
-_WRITTEN_AS = {".mhd": ".mha", ".nhdr": ".nrrd", ".tiff": ".tif", ".ome.tif": ".tif", ".ome.tiff": ".tif"}
 
 
 @dataclass
@@ -130,7 +127,7 @@ def open_session(
         raise NnplugError(f"--otsu: there is no class '{unknown[0]}'. The classes are {', '.join(numbers)}.")
     source = find_image(images, sample)
     ending = split_ending(source)[1]
-    path = annotations / f"{sample}{_WRITTEN_AS.get(ending, ending)}"
+    path = annotations / f"{sample}{WRITTEN_AS.get(ending, ending)}"
     if annotations.resolve() == images.resolve():
         raise NnplugError(f"-o {annotations} is the folder of the images. Give the annotations one of their own.")
     image = _read_volume(source)

@@ -93,7 +93,8 @@ def _add_v1(actions: Any) -> None:
         actions,
         "v1",
         "a task folder of nnU-Net v1",
-        "Convert TaskXXX_NAME, whose images are named CASE_0000, into DatasetXXX_NAME. Images are copied.",
+        "Convert TaskXXX_NAME, whose images are named CASE_0000, into DatasetXXX_NAME. Images are copied; 2D data that "
+        "is stored as volumes of one slice becomes 2D.",
         "example:\n  nnplug convert v1 -i nnUNet_raw_data/Task004_Hippocampus --dataset-id 104\n",
     )
     parser.add_argument("-i", dest="folder", metavar="FOLDER", type=Path, required=True, help="the task folder")
@@ -165,12 +166,15 @@ def _add_predictions(actions: Any) -> None:
         "predictions in NIfTI, to MHA or TIFF",
         "Convert every NIfTI file of a folder, with voxels and geometry kept exactly. A TIFF has its geometry in a "
         "JSON file beside it.",
-        "example:\n  nnplug convert predictions -i predicted -o as_mha --file-ending .mha\n",
+        "examples:\n  nnplug convert predictions -i predicted -o as_mha --file-ending .mha\n"
+        "  nnplug convert predictions -i predicted -o as_scans --reference scans\n",
     )
     add = parser.add_argument
     add("-i", dest="folder", metavar="DIR", type=Path, required=True, help="folder of predictions")
     add("-o", dest="output", metavar="DIR", type=Path, required=True, help="folder of the result")
-    add("--file-ending", metavar="ENDING", required=True, help=".mha or .tif")
+    add("--file-ending", metavar="ENDING", help=".mha or .tif (default: that of the reference)")
+    text = "folder of the images, CASE or CASE_0000: each prediction gets the geometry and the format of its image"
+    add("--reference", metavar="DIR", type=Path, help=text)
     _add_running(parser)
     parser.set_defaults(func=run_predictions)
 
@@ -255,7 +259,7 @@ def run_soil(args: argparse.Namespace) -> int:
 def run_predictions(args: argparse.Namespace) -> int:
     from nnplug.conversion.predictions import convert_predictions
 
-    running = {"overwrite": args.overwrite, "dry_run": args.dry_run}
+    running = {"reference": args.reference, "overwrite": args.overwrite, "dry_run": args.dry_run}
     return _report(args, convert_predictions(args.folder, args.output, args.file_ending, _pool(args), **running))
 
 

@@ -1,22 +1,27 @@
 """Task folders of the Medical Segmentation Decathlon and of nnU-Net v1 to raw data sets. Imports no torch.
 
 Volumes are copied byte for byte. The Decathlon keeps channels in a fourth axis: these are split, each into a file with
-the header, type and scaling of its source.
+the header, type and scaling of its source. nnU-Net v1 kept 2D images as volumes of one slice: these become 2D, so that
+the spacing which was made up for the slice plays no part any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from nnplug.case_pool import CaseFailure, Pool
+from nnplug.conversion.reading import Image, read_image
 from nnplug.conversion.running import Case, Conversion, Outcome, run
 from nnplug.conversion.target import check_description, raw_target, task_name, write_description
-from nnplug.conversion.writing import Output
+from nnplug.conversion.writing import Output, write_voxels
 from nnplug.datasets import read_json
 from nnplug.errors import NnplugError
 from nnplug.inventory import rules
@@ -57,6 +62,7 @@ def convert_task(task: TaskFolder, pool: Pool, *, overwrite: bool = False, dry_r
     content = _read_description(task.folder)
     target = _target(task)
     cases = _find_cases(task, content)
+    is_2d = task.numbered and _are_slices(cases)
     num_training = sum(1 for case in cases.values() if case.work[0] == "Tr")
     new, _ = to_new_style(content)
     new = {key: value for key, value in new.items() if key not in _LISTS}
@@ -64,14 +70,20 @@ def convert_task(task: TaskFolder, pool: Pool, *, overwrite: bool = False, dry_r
     check_description(task.folder / "dataset.json", new)
     conversion = Conversion(
         target=target,
-        settings={"command": "v1" if task.numbered else "msd", "dataset": new},
+        settings={"command": "v1" if task.numbered else "msd", "dataset": new, **({"is_2d": True} if is_2d else {})},
         cases=cases,
         convert=_convert_case,
-        shared=(tuple(new["channel_names"].values()), tuple(rules.label_values(new["labels"]))),
+        shared=_Shared(tuple(new["channel_names"].values()), tuple(rules.label_values(new["labels"])), is_2d),
         finish=partial(write_description, target, new),
         final_file=target / "dataset.json",
     )
     return run(conversion, pool, overwrite=overwrite, dry_run=dry_run)
+
+
+class _Shared(NamedTuple):
+    channels: tuple[str, ...]
+    labels: tuple[int, ...]
+    is_2d: bool
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -142,43 +154,70 @@ def _group(folder: Path, numbered: bool, problems: list[Problem]) -> dict[str, l
     return cases
 
 
+def _are_slices(cases: dict[str, Case]) -> bool:
+    """Whether every file is a volume of one slice; those that can not be read are told later."""
+    import nibabel
+
+    shapes: list[tuple[int, ...]] = []
+    for path in (path for case in cases.values() for path in case.sources):
+        with contextlib.suppress(Exception):  # every library has its own
+            image: Any = nibabel.load(path)
+            shapes.append(image.shape)
+    return bool(shapes) and all(len(shape) == 3 and shape[2] == 1 for shape in shapes)
+
+
 # --- in a worker -----------------------------------------------------------------------------------------------------
 
 
-def _convert_case(
-    shared: tuple[tuple[str, ...], tuple[int, ...]], name: str, work: tuple[str, tuple[Path, ...], Path | None]
-) -> list[Output]:
+def _convert_case(shared: _Shared, name: str, work: tuple[str, tuple[Path, ...], Path | None]) -> list[Output]:
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-    channels, labels = shared
     part, images, label = work
     files = CaseFiles(images, label)
-    problems = list(check_headers(CheckSettings(SimpleITKIO, channels, labels), name, files).problems)
+    settings = CheckSettings(SimpleITKIO, shared.channels, shared.labels)
+    problems = list(check_headers(settings, name, files).problems)
     if not problems:
         problems = byte_problems(name, files)
         if label is not None:
-            problems += label_problems(name, label, SimpleITKIO().read_seg(str(label))[0], labels)
+            problems += label_problems(name, label, SimpleITKIO().read_seg(str(label))[0], shared.labels)
     if problems:
         raise CaseFailure(
             "; ".join(f"{problem.file.name if problem.file else name}: {problem.found}" for problem in problems)
         )
-    outputs = list(_image_outputs(f"images{part}/{name}", images))
+    named = {f"images{part}/{name}_{index:04d}{_ENDING}": path for index, path in enumerate(images)}
     if label is not None:
-        outputs.append(Output(f"labels{part}/{name}{_ENDING}", partial(shutil.copyfile, label)))
-    return outputs
+        named[f"labels{part}/{name}{_ENDING}"] = label
+    if shared.is_2d:
+        return [Output(file, partial(_write_slice, path)) for file, path in named.items()]
+    outputs = list(_split_channels(f"images{part}/{name}", images[0])) if len(images) == 1 else []
+    written = {output.file for output in outputs}
+    return outputs + [
+        Output(file, partial(shutil.copyfile, path)) for file, path in named.items() if file not in written
+    ]
 
 
-def _image_outputs(stem: str, images: tuple[Path, ...]) -> Iterator[Output]:
+def _split_channels(stem: str, image: Path) -> Iterator[Output]:
+    """The channels of a 4D image; nothing of a volume, which is copied."""
     import nibabel
 
-    first: Any = nibabel.load(images[0])
-    if len(images) > 1 or len(first.shape) == 3:
-        for index, path in enumerate(images):
-            yield Output(f"{stem}_{index:04d}{_ENDING}", partial(shutil.copyfile, path))
+    first: Any = nibabel.load(image)
+    if len(first.shape) == 3:
         return
     voxels = first.dataobj.get_unscaled()
     for index in range(first.shape[3]):
         yield Output(f"{stem}_{index:04d}{_ENDING}", partial(_write_channel, first, voxels[..., index]))
+
+
+def _write_slice(source: Path, path: Path) -> None:
+    """The one slice as a 2D image with the values, the type and the geometry that it has within its plane."""
+    image = read_image(source)
+    turned = np.reshape(image.direction, (3, 3))[:2, :2] if image.direction is not None else np.eye(2)
+    if not np.allclose(turned @ turned.T, np.eye(2), atol=1e-3):  # the plane is tilted: a 2D image can not tell
+        turned = np.eye(2)
+    plane = Image(
+        image.voxels[:, 0], image.spacing[1:], image.origin_mm and image.origin_mm[:2], tuple(turned.ravel().tolist())
+    )
+    write_voxels(plane.voxels[0], plane, path)
 
 
 def _write_channel(source: Any, voxels: Any, path: Path) -> None:

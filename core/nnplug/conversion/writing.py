@@ -18,6 +18,8 @@ from nnplug.conversion.reading import Image
 
 #: What nnU-Net reads and writes.
 TARGET_ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", ".tif", ".png")
+#: Formats that are read and not written, and what is written in their place.
+WRITTEN_AS = {".mhd": ".mha", ".nhdr": ".nrrd", ".tiff": ".tif", ".ome.tif": ".tif", ".ome.tiff": ".tif"}
 _INTEGERS = tuple(map(np.dtype, ("uint8", "uint16", "int16", "int32", "uint32")))
 
 
