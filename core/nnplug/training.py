@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def train(
     dataset_json = read_json(folder / "dataset.json", "The data set file")
     configured = configure_plans(plans_json, configuration, resolved)
     batch_size = _check_preprocessed(folder, configured, configuration)
-    num_gpus = _count_gpus(device, batch_size) if num_gpus is None else num_gpus
+    num_gpus = count_gpus(device, batch_size, resolved) if num_gpus is None else num_gpus
     if num_gpus > batch_size:
         raise NnplugError(f"-num_gpus {num_gpus}: the batch of {batch_size} has too few samples to share. Use fewer.")
     device = choose_device(device, num_gpus)
@@ -156,9 +157,14 @@ def find_weights(pretrained_weights: str | Path | None, mode: str) -> Path | Non
     return weights
 
 
-def _count_gpus(device: str | None, batch_size: int) -> int:
+def count_gpus(device: str | None, batch_size: int, trainer: ResolvedConfig) -> int:
+    """The visible GPUs, as far as the batch has samples for them; 1 for a trainer that other processes do not know."""
     visible = torch.cuda.device_count() if device in (None, "cuda") else 0
-    return max(1, min(visible, batch_size))
+    try:
+        is_known = b"__main__" not in pickle.dumps(trainer)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        is_known = False
+    return max(1, min(visible, batch_size)) if is_known else 1
 
 
 def choose_device(device: str | None, num_gpus: int = 1) -> str:

@@ -7,12 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import nnplug
 import pytest
 import torch
 from nnplug import NnplugError
 from nnplug.cli import main
 from nnplug.fold_training import load_pretrained
-from nnplug.training import choose_device, choose_folds, train
+from nnplug.training import choose_device, choose_folds, count_gpus, train
 from support.datasets import DatasetForTests
 
 
@@ -114,6 +115,15 @@ def test_device() -> None:
         with pytest.raises(NnplugError, match=r"Device 'cuda' is not available here .* Choose -device cpu"):
             choose_device("cuda")
         assert choose_device(None) in ("cpu", "mps")
+
+
+def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    trainer = nnplug.resolve("dice_loss")
+    counted = [count_gpus(device, size, trainer) for device, size in ((None, 8), ("cuda", 2), ("cpu", 8))]
+    assert counted == [4, 2, 1]
+    here = nnplug.TrainerConfig(name="here", loss_fn=lambda: torch.nn.MSELoss())
+    assert count_gpus(None, 8, nnplug.resolve(here)) == 1
 
 
 def test_folds_of_a_splits_file(tmp_path: Path) -> None:
