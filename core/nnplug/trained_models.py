@@ -208,7 +208,7 @@ def find_model_folder(
         NnplugError: unknown data set, no such model, several and none named.
     """
     dataset_folder = find_dataset_folder(dataset, results)
-    models = _models(dataset_folder)
+    models = list_models(dataset_folder)
     trainers = [names[0] for names in models if names[1:] == (plans, configuration)]
     if not trainers:
         trained = ", ".join("__".join(names) for names in models) or "nothing"
@@ -254,7 +254,7 @@ def find_dataset_folder(dataset: str, results: Path | None = None) -> Path:
     )
 
 
-def _models(dataset_folder: Path) -> list[tuple[str, str, str]]:
+def list_models(dataset_folder: Path) -> list[tuple[str, str, str]]:
     """(trainer, plans, configuration) of every model folder."""
     found = []
     for path in sorted(dataset_folder.iterdir()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -82,17 +83,28 @@ def test_evaluate_folder(trained: DatasetForTests, tmp_path: Path) -> None:
 
 
 def test_export_and_install(trained: DatasetForTests, tmp_path: Path) -> None:
+    """Each takes the other's file, and what stock has installed from ours predicts."""
     name = NAMES[1]
-    file = tmp_path / "model.zip"
-    run_stock(
-        "nnUNetv2_export_model_to_zip", "-d", 901, "-o", file, "-c", "2d", "-tr", name, "-f", 0, 1, env=trained.env
-    )
-    elsewhere = trained.with_results(tmp_path / "elsewhere")
-    run_stock("nnUNetv2_install_pretrained_model_from_zip", file, env=elsewhere.env)
+    chosen = ["-d", 901, "-c", "2d", "-tr", name, "-f", 0, 1]
+    run_stock("nnUNetv2_export_model_to_zip", *chosen, "-o", tmp_path / "stock.zip", env=trained.env)
+    run_nnplug("export", *chosen, "-o", tmp_path / "ours.zip", env=trained.env)
+    ours, stocks = (set(zipfile.ZipFile(tmp_path / f"{who}.zip").namelist()) for who in ("ours", "stock"))
+    own = {f"{trained.name}/{name}__nnUNetPlans__2d/{file}" for file in ("nnplug.json", "nnplug_requirements.txt")}
+    # find_best of another test may have left what it found
+    assert ours - own == {file for file in stocks if "/inference_information." not in file}
+    assert own <= ours
 
+    run_nnplug("install", tmp_path / "stock.zip", "--results-dir", tmp_path / "from_stock")
+    assert stocks == {
+        path.relative_to(tmp_path / "from_stock").as_posix()
+        for path in (tmp_path / "from_stock").rglob("*")
+        if path.is_file()
+    }
+    elsewhere = trained.with_results(tmp_path / "elsewhere")
+    run_stock("nnUNetv2_install_pretrained_model_from_zip", tmp_path / "ours.zip", env=elsewhere.env)
     images = one_image(trained, tmp_path / "images")
-    model = ["-d", 901, "-c", "2d", "-tr", name, "-f", 0, 1, "-device", "cpu"]
-    run_stock("nnUNetv2_predict", "-i", images, "-o", tmp_path / "predicted", *model, env=elsewhere.env)
+    options = [*chosen, "-device", "cpu"]
+    run_stock("nnUNetv2_predict", "-i", images, "-o", tmp_path / "predicted", *options, env=elsewhere.env)
     assert list((tmp_path / "predicted").glob("*.nii.gz"))
 
 

@@ -20,7 +20,7 @@ COMMANDS = (
     *("trainers", "show", "plugins", "check", "inventory", "convert", "plan_and_preprocess"),
     *("plans", "move_plans", "splits", "inspect", "annotate"),
     *("train", "run", "predict", "history", "new-plugin", "env", "demo"),
-    *("evaluate", "find_best", "ensemble", "postprocess"),
+    *("evaluate", "find_best", "ensemble", "postprocess", "export", "install"),
 )
 _COMPLETERS = {"DATASET": complete_datasets, "CONFIGURATION": complete_configurations}
 _TRAINER_OPTIONS = ("-tr", "-prev_stage_trainer")

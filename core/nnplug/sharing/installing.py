@@ -1,0 +1,168 @@
+"""Install the models of a zip file that nnplug or stock nnU-Net has exported.
+
+The file is checked first, unpacked into a hidden folder beside the models, and what is whole is renamed to its place.
+Nothing of it is imported or run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from nnplug.atomic_file import write_error
+from nnplug.datasets import environment_folder
+from nnplug.errors import NnplugError
+from nnplug.sharing.members import find_problem
+from nnplug.sharing.requirements import missing_packages
+from nnplug.trained_models import read_model_folder
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class InstalledModel:
+    """One model of the file.
+
+    Attributes:
+        path: its folder.
+        folds: names such as ``0`` and ``all``.
+        missing: what it was trained with and is not installed here, see
+            :func:`nnplug.sharing.requirements.missing_packages`.
+    """
+
+    path: Path
+    folds: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def install_models(archive: Path, *, results: Path | None = None, overwrite: bool = False) -> list[InstalledModel]:
+    """Install every model of a zip file.
+
+    Args:
+        archive: the file.
+        results: folder of trained models; ``nnUNet_results`` by default.
+        overwrite: replace models that are there already.
+
+    Raises:
+        NnplugError: no zip file or a damaged one; a member that would be written elsewhere, a link, content far larger
+            than the file, a pickle that would run code; no model in it; a model that is there already; a full disk.
+    """
+    if not archive.is_file():
+        raise NnplugError(f"There is no file {archive}.")
+    results = results or environment_folder("nnUNet_results")
+    try:
+        with zipfile.ZipFile(archive) as file:
+            units = _check(file, archive, results, overwrite)
+            models = [unit for unit in units if _is_model(unit)]
+            results.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=results, prefix=".nnplug-install-") as scratch:
+                draft = Path(scratch)
+                _unpack(file, draft)
+                _check_content(draft, [draft / model for model in models], archive)
+                _place(draft, units, results, overwrite)
+    except _DAMAGED as error:
+        raise NnplugError(f"{archive} is no whole zip file ({error}). Download it again.") from error
+    except OSError as error:
+        raise write_error(results / f"the models of {archive.name}", error) from error
+    folders = [read_model_folder(results / model) for model in models]
+    return [InstalledModel(one.path, _folds(one.path), tuple(missing_packages(one))) for one in folders]
+
+
+# --- before anything is written --------------------------------------------------------------------------------------
+
+
+def _check(file: zipfile.ZipFile, archive: Path, results: Path, overwrite: bool) -> list[PurePosixPath]:
+    problem = find_problem(file.infolist(), archive.stat().st_size)
+    if problem is not None:
+        raise NnplugError(f"{archive} is not installed: {problem}. Nothing was written.")
+    units = _units(file)
+    if not any(_is_model(unit) for unit in units):
+        raise NnplugError(f"{archive} holds no model: expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION.")
+    there = [str(results / unit) for unit in units if (results / unit).is_dir()]
+    if there and not overwrite:
+        raise NnplugError(f"There is already {', '.join(there)}. Replace it with --overwrite, or move it away.")
+    needed = sum(member.file_size for member in file.infolist())
+    existing = next(parent for parent in [results, *results.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise NnplugError(f"{archive} needs {needed / 1e9:.2f} GB, and {results} has {free / 1e9:.2f} GB free.")
+    return units
+
+
+def _units(file: zipfile.ZipFile) -> list[PurePosixPath]:
+    """What is moved to its place as a whole: models, ensembles, and the files of a data set."""
+    paths = [PurePosixPath(member.filename) for member in file.infolist() if not member.is_dir()]
+    lengths = [3 if path.parts[1] == "ensembles" else 2 for path in paths]
+    return sorted({PurePosixPath(*path.parts[:length]) for path, length in zip(paths, lengths, strict=True)})
+
+
+def _is_model(unit: PurePosixPath) -> bool:
+    return len(unit.parts) == 2 and unit.name.count("__") == 2
+
+
+# --- in the hidden folder --------------------------------------------------------------------------------------------
+
+
+def _unpack(file: zipfile.ZipFile, draft: Path) -> None:
+    for member in file.infolist():
+        target = draft / member.filename
+        if member.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with file.open(member) as source, target.open("xb") as written:
+            shutil.copyfileobj(source, written, 1 << 20)
+            written.flush()
+            os.fsync(written.fileno())
+
+
+def _check_content(draft: Path, models: Sequence[Path], archive: Path) -> None:
+    try:
+        for path in models:
+            read_model_folder(path)
+            if not _folds(path):
+                raise NnplugError(f"{path} has no fold with a checkpoint.")
+        _check_pickles(sorted(draft.rglob("*.pkl")))
+    except NnplugError as error:
+        told = str(error).replace(f"{draft}{os.sep}", "")
+        raise NnplugError(f"{archive} is not installed: {told}") from error
+
+
+def _check_pickles(paths: Sequence[Path]) -> None:
+    """nnU-Net's own commands run what is in these."""
+    if paths:
+        from nnplug.postprocessing import read_postprocessing
+        from nnplug.safe_pickle import read_pickle
+    for path in paths:
+        (read_postprocessing if path.name == "postprocessing.pkl" else read_pickle)(path)
+
+
+def _folds(model: Path) -> tuple[str, ...]:
+    folds = [path.parent.name.removeprefix("fold_") for path in sorted(model.glob("fold_*/checkpoint_*.pth"))]
+    return tuple(dict.fromkeys(folds))
+
+
+# --- into its place --------------------------------------------------------------------------------------------------
+
+
+def _place(draft: Path, units: Sequence[PurePosixPath], results: Path, overwrite: bool) -> None:
+    with tempfile.TemporaryDirectory(dir=draft) as replaced:
+        for number, unit in enumerate(units):
+            new, target, old = draft / unit, results / unit, Path(replaced, str(number))
+            if target.is_file() and not overwrite:
+                continue  # what find_best has written about the data set
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                os.rename(target, old)
+            try:
+                os.rename(new, target)
+            except OSError:
+                if old.exists():
+                    os.rename(old, target)
+                raise
