@@ -27,6 +27,7 @@ from nnplug.checkpointing import BEST, FINAL, LATEST, PREVIOUS, CheckpointingTra
 from nnplug.errors import NnplugError
 from nnplug.hookspecs import EpochMetrics, call_lifecycle
 from nnplug.loaders import WorkerDiedError
+from nnplug.planning.classes import OWNERS
 from nnplug.progress import ThrottledPlot, TrainingProgress
 
 #: ``checkpoint_latest.pth`` is written at the end of an epoch when this many seconds have passed since the last.
@@ -60,7 +61,10 @@ class ResumableTrainer(CheckpointingTrainer):
         self.manifest = model_folder.Manifest(
             name=self.resolved.name,
             config=self.resolved.as_dict(),
-            distributions=dict(self.resolved.distributions),
+            distributions={
+                **self.resolved.distributions,
+                **{owner["distribution"]: owner["version"] for owner in plans.get(OWNERS, {}).values()},
+            },
             plans=plans,
             dataset_json=dict(dataset_json),
         )

@@ -26,6 +26,8 @@ from nnplug.portability import stock_prediction_obstacle
 from nnplug.prediction import predict
 from nnplug.prediction_io import PredictionPlans
 from nnplug.registry import Registry
+from nnplug.sharing.requirements import requirements_text
+from nnplug.trained_models import read_model_folder
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -230,7 +232,9 @@ def test_cases_a_training_and_what_it_says(
     model = Path(result["model_path"])
     kept = json.loads((model / "plans.json").read_text())
     assert kept[OWNERS] == plans[OWNERS] == {"Inverted": {"distribution": "acme", "version": "1.5"}}
-    assert json.loads((model / "nnplug.json").read_text())["plans"][OWNERS] == plans[OWNERS]
+    manifest = json.loads((model / "nnplug.json").read_text())
+    assert (manifest["plans"][OWNERS], manifest["distributions"]) == (plans[OWNERS], {"acme": "1.5"})
+    assert "acme==1.5" in requirements_text(read_model_folder(model)).splitlines()
 
 
 def test_another_version_of_the_plugin_preprocesses_again(

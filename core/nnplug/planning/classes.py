@@ -19,6 +19,7 @@ from nnplug import registry
 from nnplug.errors import NnplugError
 from nnplug.plugin_loading import ClassRegistration
 from nnplug.references import load
+from nnplug.terms import normalise_distribution
 
 T = TypeVar("T")
 #: Top-level key of plans.
@@ -75,14 +76,14 @@ def find_preprocessor(plans: Mapping[str, Any], name: str) -> type[DefaultPrepro
 def plugin_of_preprocessor(name: str) -> str | None:
     """Distribution and version of a plugin's preprocessor as installed; None for nnU-Net's."""
     registered = _registered(DefaultPreprocessor, name)
-    return registered[0].owner if registered else None
+    return f"{normalise_distribution(registered[0].distribution)} {registered[0].version}" if registered else None
 
 
 def with_owners(plans: Mapping[str, Any]) -> dict[str, Any]:
     """The plans, with the owners of the plugins' preprocessors that they name."""
     names = {settings.get("preprocessor_name") for settings in plans["configurations"].values()}
     owners = {
-        one.name: {"distribution": one.distribution, "version": one.version}
+        one.name: {"distribution": normalise_distribution(one.distribution), "version": one.version}
         for one in registry.get_registry().list_classes("preprocessor")
         if one.name in names
     }
