@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 import pydoc
 import sys
@@ -17,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnplug.checkpoint import load
 from nnplug.errors import NnplugError
+from nnplug.network_from_plans import build_from_plans, build_uninitialised
 from nnplug.planning.classes import OWNERS, find_preprocessor, plugin_of_preprocessor
 from nnplug.references import EXTERNAL_TRAINERS, load_dotted
 from nnplug.references import load as load_reference
@@ -268,26 +266,15 @@ def _build_network(
     checkpoint: _FoldCheckpoint,
     trust_code: bool,
 ) -> nn.Module:
-    num_channels = determine_num_input_channels(plans, manager, dataset_json)
-    num_classes = plans.get_label_manager(dataset_json).num_segmentation_heads
-    name, arch_kwargs = manager.network_arch_class_name, manager.network_arch_init_kwargs
-    needs_import = manager.network_arch_init_kwargs_req_import
     trainer = _static_trainer(checkpoint, trust_code)
+    build = build_uninitialised if trainer is None else trainer.build_network_architecture
     try:
-        if trainer is None:
-            # as nnUNetTrainer does it; the random initialisation would only be overwritten
-            return get_network_from_plans(
-                name, arch_kwargs, needs_import, num_channels, num_classes, allow_init=False, deep_supervision=False
-            )
-        build = trainer.build_network_architecture
-        if "plans_manager" in inspect.signature(build).parameters:
-            return build(plans, manager, num_channels, num_classes, enable_deep_supervision=False)
-        return build(name, arch_kwargs, needs_import, num_channels, num_classes, enable_deep_supervision=False)
+        return build_from_plans(build, plans, manager, dataset_json, deep_supervision=False)
     except Exception as error:
-        what = f"The network '{name}'" if trainer is None else f"The network of {trainer.__name__}"
+        what = f"of {trainer.__name__}" if trainer is not None else f"'{manager.network_arch_class_name}'"
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         raise NnplugError(
-            f"{what} of {checkpoint.path} could not be built ({type(error).__name__}: {reason})."
+            f"The network {what} of {checkpoint.path} could not be built ({type(error).__name__}: {reason})."
         ) from error
 
 

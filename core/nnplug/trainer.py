@@ -30,6 +30,7 @@ from nnplug.data_seams import DataSeams, saying_whose
 from nnplug.errors import NnplugError
 from nnplug.loss_contract import LossContext
 from nnplug.network import call_accepted
+from nnplug.network_from_plans import build_from_plans
 from nnplug.references import load
 from nnplug.resolved import ResolvedConfig
 from nnplug.stock_names import ATTRIBUTES
@@ -189,17 +190,8 @@ class ConfiguredTrainer(DataSeams):
         plans["configurations"][self.configuration_name] = settings
         manager = PlansManager(plans)
         configuration = manager.get_configuration(self.configuration_name)
-        num_channels = determine_num_input_channels(manager, configuration, self.dataset_json)
-        num_classes = self.label_manager.num_segmentation_heads
-        if "plans_manager" in network.parameter_names(self.build_network_architecture):
-            return self.build_network_architecture(manager, configuration, num_channels, num_classes, deep_supervision)
-        return self.build_network_architecture(
-            configuration.network_arch_class_name,
-            configuration.network_arch_init_kwargs,
-            configuration.network_arch_init_kwargs_req_import,
-            num_channels,
-            num_classes,
-            deep_supervision,
+        return build_from_plans(
+            self.build_network_architecture, manager, configuration, self.dataset_json, deep_supervision
         )
 
     def try_network(self) -> None:

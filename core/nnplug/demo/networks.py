@@ -5,27 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
 from nnplug.network import configure_plans
+from nnplug.network_from_plans import build_from_plans, build_uninitialised
 from nnplug.registry import get_registry
 
 
 def build_network(plans: Mapping[str, Any], configuration: str, dataset_json: dict[str, Any]) -> Any:
     """The network of plans, freshly initialised, without deep supervision."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     manager = PlansManager(dict(plans))
     settings = manager.get_configuration(configuration)
-    return get_network_from_plans(
-        settings.network_arch_class_name,
-        settings.network_arch_init_kwargs,
-        settings.network_arch_init_kwargs_req_import,
-        determine_num_input_channels(manager, settings, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-        allow_init=False,
-        deep_supervision=False,
-    )
+    return build_from_plans(build_uninitialised, manager, settings, dataset_json, deep_supervision=False)
 
 
 def count_parameters(plans: Mapping[str, Any], configuration: str, dataset_json: dict[str, Any]) -> int:
