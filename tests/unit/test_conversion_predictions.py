@@ -137,6 +137,18 @@ def test_the_format_can_be_another(predicted: Path) -> None:
     assert beside["origin_xyz"] == [1e3 / 7, -1 / 9, 0.3]
 
 
+def test_2d_predictions_keep_their_geometry(predicted: Path, tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.arange(20, dtype=np.uint8).reshape(4, 5))
+    image.SetSpacing((0.5, 0.25))
+    image.SetOrigin((3.0, -4.0))
+    for name in "ab":
+        sitk.WriteImage(image, str(predicted / f"{name}.nii.gz"))
+    options = ["convert", "predictions", "-i", predicted, "-o", tmp_path / "out", "--file-ending", ".tif", "-np", 0]
+    assert main(list(map(str, options))) == 0
+    beside = json.loads((tmp_path / "out" / "a.json").read_text())
+    assert (beside["spacing"], beside["origin_xyz"]) == ([0.25, 0.5], [3.0, -4.0])
+
+
 def test_images_that_do_not_belong(predicted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scans = predicted.parent / "scans"
     (scans / "a_0000.mha").unlink()

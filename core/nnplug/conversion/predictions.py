@@ -12,7 +12,7 @@ from nnplug.case_pool import CaseFailure, Pool
 from nnplug.conversion.reading import Image, read_image, split_ending
 from nnplug.conversion.running import Case, Conversion, Outcome, run
 from nnplug.conversion.spacing import find_spacing
-from nnplug.conversion.writing import TARGET_ENDINGS, WRITTEN_AS, Output, side_cars, write_voxels
+from nnplug.conversion.writing import TARGET_ENDINGS, WRITTEN_AS, Output, geometry_file, write_voxels
 from nnplug.errors import NnplugError
 from nnplug.inventory.problems import Problem, raise_problems
 
@@ -121,7 +121,7 @@ def _convert_case(_shared: None, name: str, work: _Work) -> list[Output]:
     if work.reference is not None:
         image = _with_geometry_of(work.reference, image)
     output = Output(f"{name}{work.ending}", partial(write_voxels, image.voxels[0], image))
-    return [output, *side_cars(name, image, work.ending)]
+    return [output, geometry_file(name, image)] if work.ending == ".tif" else [output]
 
 
 def _with_geometry_of(path: Path, prediction: Image) -> Image:

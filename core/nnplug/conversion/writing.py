@@ -68,12 +68,15 @@ def label_outputs(stem: str, label: np.ndarray, geometry: Image, ending: str) ->
 
 def side_cars(stem: str, image: Image, ending: str) -> list[Output]:
     """A 3D TIFF has no geometry: nnU-Net reads the spacing from a file beside it; the rest is kept there too."""
-    if ending != ".tif" or len(image.size) != 3:
-        return []
+    return [geometry_file(stem, image)] if ending == ".tif" and len(image.size) == 3 else []
+
+
+def geometry_file(stem: str, image: Image) -> Output:
+    """Spacing, origin and direction as JSON."""
     content = {"spacing": image.spacing}
     if image.origin_mm is not None:
         content |= {"origin_xyz": image.origin_mm, "direction_xyz": image.direction or ()}
-    return [Output(f"{stem}.json", lambda path: path.write_text(json.dumps(content), encoding="utf-8"))]
+    return Output(f"{stem}.json", lambda path: path.write_text(json.dumps(content), encoding="utf-8"))
 
 
 def reader_for(ending: str, num_axes: int) -> dict[str, str]:
