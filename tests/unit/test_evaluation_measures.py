@@ -96,6 +96,18 @@ def test_ignored_voxels_count_nowhere() -> None:
     assert all(map(math.isnan, surface_measures(outside, outside, (1, 1, 1), 1.0, ignored).values()))
 
 
+def test_a_surface_that_lies_in_ignored_voxels() -> None:
+    """Annotated are some voxels inside of the object, and of a larger one its rim."""
+    large, ignored = np.pad(np.ones((16, 26, 26), bool), 2), np.ones(SHAPE, bool)
+    ignored[9:11, 14:16, 14:16] = False
+    assert all(map(math.isnan, surface_measures(large, large, (1, 1, 1), 1.0, ignored).values()))
+    hollow = large.copy()
+    hollow[9, 14, 14] = False
+    measured = surface_measures(hollow, large, (1, 1, 1), 0.0, ignored)
+    assert measured["surface_dice"] == 0
+    assert math.isnan(measured["HD95_mm"])
+
+
 @pytest.mark.parametrize("shape", [SHAPE, (1, 30, 30)])
 def test_instances_agree_with_monai(shape: tuple[int, ...]) -> None:
     one = spots(shape if shape[0] > 1 else SHAPE)[2 : 2 + shape[0]]

@@ -19,7 +19,7 @@ from typing import Any
 import cc3d
 import numpy as np
 import torch
-from monai.metrics.utils import get_edge_surface_distance, get_mask_edges, get_surface_distance
+from monai.metrics.utils import get_mask_edges, get_surface_distance
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, region_or_label_to_mask
 
 from nnplug.case_pool import CaseFailure
@@ -114,12 +114,13 @@ def surface_measures(
 
 
 def _crop(reference: Mask, prediction: Mask, annotated: Mask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    box = _bounding_box(reference | prediction)
+    """To both objects and one voxel around them."""
+    box = tuple(slice(part.start, part.stop + 2) for part in _bounding_box(reference | prediction))
     # what lies outside the image is not ignored, or an object at its rim would have no surface there
     return (
-        torch.from_numpy(np.pad(reference[box], 1)),
-        torch.from_numpy(np.pad(prediction[box], 1)),
-        torch.from_numpy(np.pad(annotated[box], 1, constant_values=True)),
+        torch.from_numpy(np.pad(reference, 1)[box]),
+        torch.from_numpy(np.pad(prediction, 1)[box]),
+        torch.from_numpy(np.pad(annotated, 1, constant_values=True)[box]),
     )
 
 
@@ -146,22 +147,32 @@ def _surface_dice(
     within = total = 0.0
     sides = ((on_prediction, on_reference), (on_reference, on_prediction))
     for (own, other), area in zip(sides, areas, strict=True):
-        elements = own & counted
-        distances = get_surface_distance(elements, other & counted, spacing=spacing)
-        within += float(area[elements][distances <= tolerance_mm].sum())
-        total += float(area[elements].sum())
-    return within / total
+        counted_area = area[own & counted]
+        within += float(counted_area[_distances(own & counted, other & counted, spacing) <= tolerance_mm].sum())
+        total += float(counted_area.sum())
+    return within / total if total else np.nan
 
 
 def _hd95(
     reference: torch.Tensor, prediction: torch.Tensor, annotated: torch.Tensor, spacing: Sequence[float]
 ) -> float:
-    edges, distances, _ = get_edge_surface_distance(
-        prediction, reference, spacing=spacing, symmetric=True, mask=annotated, warn_empty=False
-    )
-    if not all(edge.any() for edge in edges):
+    one, other = (edge & annotated for edge in get_mask_edges(prediction, reference, crop=False))
+    if not (one.any() and other.any()):
         return np.nan
-    return max(float(np.percentile(one, 95)) for one in distances)
+    pairs = ((one, other), (other, one))
+    return max(float(np.percentile(_distances(*pair, spacing), 95)) for pair in pairs)
+
+
+def _distances(own: torch.Tensor, other: torch.Tensor, spacing: Sequence[float]) -> torch.Tensor:
+    """From every element of ``own`` to the nearest one of ``other``, in mm."""
+    if not (own.any() and other.any()):
+        return torch.full((int(own.sum()),), torch.inf)
+    distances = torch.zeros(int(own.sum()))
+    # the search takes the time, and elements of both need none
+    only = own & ~other
+    if only.any():
+        distances[~other[own]] = torch.as_tensor(get_surface_distance(only, other, spacing=spacing))
+    return distances
 
 
 def instance_measures(reference: Mask, prediction: Mask, ignored: Mask | None = None) -> dict[str, float]:
