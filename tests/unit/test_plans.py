@@ -12,7 +12,6 @@ import pytest
 from nnplug.cli import main
 from support.datasets import DatasetForTests, environment
 from support.preprocessed import read_json
-from support.small_trainings import small_config, train_here
 
 
 @pytest.fixture
@@ -172,15 +171,6 @@ def test_2d(planned: Path) -> None:
     assert made["batch_size"] == pytest.approx(median * 12 * 0.05 / 64 / 64, rel=0.1)
 
 
-def test_a_derived_configuration_is_trained(tiny_prepared: DatasetForTests, tmp_path: Path) -> None:
-    dataset = tiny_prepared.private_copy(tmp_path / "private")
-    with dataset.activated():
-        change = ["--set", "patch_size=16,16,16", "--set", "batch_size=1"]
-        assert main(["plans", "derive", "-d", "901", "-c", "3d_fullres", "--name", "3d_small", *change]) == 0
-    (result,) = train_here(dataset, small_config(mirror_axes=()), configuration="3d_small")
-    assert result["status"] == "completed"
-
-
 # --- refused ---------------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +242,11 @@ def test_unknown_and_doubled_keys(planned: Path, capsys: pytest.CaptureFixture[s
             "A batch of 4 patches of 128,128,128 is estimated to need 12.9 GB, more than -gpu_memory_target 8. Set a "
             "smaller patch_size or batch_size, or leave out patch_size: then one that fits is chosen.",
         ),
-        ([], "Nothing to change. Give --set KEY=VALUE, or -gpu_memory_target GB."),
+        ([], "Nothing to change. Give --set KEY=VALUE, -gpu_memory_target GB or --for-trainer TRAINER."),
+        (
+            ["-gpu_memory_target", "0.001"],
+            "There is no patch for so little memory that a network could pool. Give more.",
+        ),
         (["-gpu_memory_target", "0"], "-gpu_memory_target 0: expected gigabytes, above 0."),
     ],
 )

@@ -55,6 +55,8 @@ def _add_show(actions: Any) -> None:
 
 
 def _add_derive(actions: Any) -> None:
+    from nnplug.cli import complete_trainers
+
     parser = actions.add_parser(
         "derive",
         help="make a configuration from another one",
@@ -77,6 +79,12 @@ def _add_derive(actions: Any) -> None:
         help="change an entry, such as batch_size=2, patch_size=128,128,128 or spacing=1,1,1 (mm); may be repeated",
     )
     add("-gpu_memory_target", metavar="GB", type=float, help="choose patch and batch that are not set for this memory")
+    trainer = add(
+        "--for-trainer",
+        metavar="TRAINER",
+        help="choose patch and batch so that the network of this trainer (as after -tr) fits the memory",
+    )
+    trainer.completer = complete_trainers
     add("--keep-network", action="store_true", help="keep the network, as pretrained weights need it")
     add("--new-plans", metavar="PLANS", help="write new plans, which have the other configurations as well")
     add("--overwrite", action="store_true", help="replace a derived configuration, or new plans, of that name")
@@ -152,36 +160,53 @@ def _cell(row: str, value: Any) -> str:
 
 def run_derive(args: argparse.Namespace) -> int:
     """Derive."""
-    from nnplug.errors import NnplugError
-
-    if args.name is None and args.new_plans is None:
-        raise NnplugError("What is the new configuration called? Give --name NAME, or --new-plans NAME.")
-    target = args.gpu_memory_target
-    if target is not None and not target > 0:
-        raise NnplugError(f"-gpu_memory_target {target:g}: expected gigabytes, above 0.")
-    if not args.assignments and target is None:
-        raise NnplugError("Nothing to change. Give --set KEY=VALUE, or -gpu_memory_target GB.")
+    _check_options(args)
     file = _open(args)
-    from nnplug.planning.derivation import derive
     from nnplug.planning.plans_writing import check_target, write_derivation
-    from nnplug.planning.settings import parse_settings
 
     name = args.name or args.configuration
-    base = file.configuration(args.configuration)
     check_target(file, args.configuration, name, args.new_plans, args.overwrite)
-    plans = args.new_plans or file.name
-    derivation = derive(
-        file,
-        args.configuration,
-        parse_settings(args.assignments, base),
-        data_identifier=f"{plans}_{name}",
-        target_gb=target,
-        keep_network=args.keep_network,
-    )
+    derivation = _derive(args, file, f"{args.new_plans or file.name}_{name}")
     path = write_derivation(file, args.configuration, name, derivation, args.new_plans)
     report = _report(file, derivation, path, name)
     print(json.dumps(report, indent=2) if args.json else _report_text(report, derivation, args.configuration))
     return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    from nnplug.errors import NnplugError
+
+    target = args.gpu_memory_target
+    if args.name is None and args.new_plans is None:
+        raise NnplugError("What is the new configuration called? Give --name NAME, or --new-plans NAME.")
+    if target is not None and not 0 < target < float("inf"):
+        raise NnplugError(f"-gpu_memory_target {target:g}: expected gigabytes, above 0.")
+    if not args.assignments and target is None and args.for_trainer is None:
+        raise NnplugError("Nothing to change. Give --set KEY=VALUE, -gpu_memory_target GB or --for-trainer TRAINER.")
+    if args.for_trainer is not None and args.keep_network:
+        raise NnplugError("--for-trainer plans the network for its patch, --keep-network keeps it. Give one of them.")
+
+
+def _derive(args: argparse.Namespace, file: PlansFile, data_identifier: str) -> Derivation:
+    from nnplug.planning.derivation import derive
+    from nnplug.planning.settings import parse_settings
+
+    changes = parse_settings(args.assignments, file.configuration(args.configuration))
+    target = args.gpu_memory_target
+    if args.for_trainer is not None:
+        from nnplug.planning.trainer_fit import derive_for_trainer
+
+        return derive_for_trainer(
+            file, args.configuration, changes, args.for_trainer, data_identifier=data_identifier, target_gb=target
+        )
+    return derive(
+        file,
+        args.configuration,
+        changes,
+        data_identifier=data_identifier,
+        target_gb=target,
+        keep_network=args.keep_network,
+    )
 
 
 def _report(file: PlansFile, derivation: Derivation, path: Path, name: str) -> dict[str, Any]:
@@ -190,7 +215,8 @@ def _report(file: PlansFile, derivation: Derivation, path: Path, name: str) -> d
     plans = path.stem
     state = preprocessed_state(file.folder, derivation.settings["data_identifier"])
     short = f" -p {plans}" if plans != "nnUNetPlans" else ""
-    commands = [f"nnplug train {file.folder.name} {name} 0{short}"]
+    trainer = f" -tr {derivation.trainer}" if derivation.trainer else ""
+    commands = [f"nnplug train {file.folder.name} {name} 0{short}{trainer}"]
     if state != "yes":
         named = f" -plans_name {plans}" if plans != "nnUNetPlans" else ""
         commands.insert(0, f"nnplug preprocess -d {file.folder.name} -c {name}{named}")
@@ -199,11 +225,17 @@ def _report(file: PlansFile, derivation: Derivation, path: Path, name: str) -> d
         "plans": plans,
         "configuration": name,
         "changes": derivation.changes,
-        "estimated_memory_gb": None if derivation.estimated_gb is None else round(derivation.estimated_gb, 2),
+        "estimated_memory_gb": _rounded(derivation.estimated_gb),
+        "trainer": derivation.trainer,
+        "trainer_memory_gb": _rounded(derivation.trainer_gb),
         "preprocessing_changed_by": derivation.data_changes,
         "preprocessed": state,
         "next": commands,
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
 
 
 def _report_text(report: dict[str, Any], derivation: Derivation, base: str) -> str:
@@ -215,7 +247,9 @@ def _report_text(report: dict[str, Any], derivation: Derivation, base: str) -> s
         else:
             lines.append(f"  {key}: {_cell(key, derivation.base.get(key))} -> {_cell(key, value)}")
     if report["estimated_memory_gb"] is not None:
-        lines.append(f"Estimated memory: {report['estimated_memory_gb']} GB.")
+        lines.append(f"Estimated memory: {report['estimated_memory_gb']} GB with nnU-Net's own network.")
+    if report["trainer"] is not None:
+        lines.append(f"Estimated memory: {report['trainer_memory_gb']} GB with {report['trainer']}.")
     lines.append(_preprocessing_text(report, derivation))
     return "\n".join([*lines, *(f"  {command}" for command in report["next"])])
 

@@ -24,13 +24,14 @@ class Derivation:
         base: those of the configuration that it is derived from.
         estimated_gb: memory of a training as nnU-Net's planner reckons it, None where it can not.
         data_changes: entries because of which the cases have to be preprocessed anew.
-        trainer_gb: memory for the trainer that it was made for; see ``trainer_fit``.
+        trainer, trainer_gb: the trainer that it was made for, and its memory; see ``trainer_fit``.
     """
 
     settings: dict[str, Any]
     base: dict[str, Any]
     estimated_gb: float | None
     data_changes: list[str] = field(default_factory=list)
+    trainer: str | None = None
     trainer_gb: float | None = None
 
     @property
@@ -66,7 +67,7 @@ def derive(
         NnplugError: a patch that the network can not take, an estimate above the target.
     """
     base = file.configuration(configuration)
-    settings = _with_median({**base, **changes}, base)
+    settings = with_median({**base, **changes}, base)
     with planner_of(file.plans, file.dataset_json, file.folder) as planner:
         num_voxels = voxels_of_dataset(file, settings)
         if keep_network:
@@ -81,7 +82,7 @@ def derive(
         estimate = estimated_gb(planner, settings)
     if target_gb is not None and (estimate is None or estimate > target_gb):
         raise NnplugError(_too_large(settings, estimate, target_gb))
-    return Derivation(settings, base, estimate, _own_data(settings, base, changes, data_identifier))
+    return Derivation(settings, base, estimate, own_data(settings, base, changes, data_identifier))
 
 
 def _too_large(settings: Mapping[str, Any], estimate: float | None, target_gb: float) -> str:
@@ -110,7 +111,7 @@ def _planned(
     return {**chosen, "batch_size": batch_size}
 
 
-def _own_data(
+def own_data(
     settings: dict[str, Any], base: Mapping[str, Any], changes: Mapping[str, Any], data_identifier: str
 ) -> list[str]:
     """Entries that make other cases; those get a folder of their own."""
@@ -194,11 +195,12 @@ def voxels_of_dataset(file: PlansFile, settings: Mapping[str, Any]) -> float:
     """Voxels of all cases at the settings' spacing, as nnU-Net's planner reckons them."""
     shape = list(settings["median_image_size_in_voxels"])
     if len(shape) == 2:
-        shape = [file.plans["original_median_shape_after_transp"][0], *shape]
+        full = file.plans["configurations"].get("3d_fullres", {}).get("median_image_size_in_voxels")
+        shape = [(full or file.plans["original_median_shape_after_transp"])[0], *shape]
     return math.prod(shape) * file.dataset_json["numTraining"]
 
 
-def _with_median(settings: dict[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+def with_median(settings: dict[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """The median image size follows the spacing."""
     if settings["spacing"] == base["spacing"]:
         return settings

@@ -58,7 +58,6 @@ def planner_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], folder
         with (
             environment(nnUNet_raw=scratch, nnUNet_preprocessed=scratch, nnUNet_n_proc_DA="1"),
             warnings.catch_warnings(),
-            torch.device("meta"),
         ):
             warnings.simplefilter("ignore")
             yield planner_class(name)
@@ -79,14 +78,15 @@ def estimated_gb(planner: ExperimentPlanner, settings: Mapping[str, Any]) -> flo
     """
     architecture = settings["architecture"]
     try:
-        values = planner.static_estimate_VRAM_usage(
-            tuple(settings["patch_size"]),
-            _num_channels(planner),
-            len(planner.dataset_json["labels"]),
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-        )
+        with torch.device("meta"):
+            values = planner.static_estimate_VRAM_usage(
+                tuple(settings["patch_size"]),
+                _num_channels(planner),
+                len(planner.dataset_json["labels"]),
+                architecture["network_class_name"],
+                architecture["arch_kwargs"],
+                architecture["_kw_requires_import"],
+            )
     except (AttributeError, NotImplementedError):
         return None
     reference, batch = _reference(planner, len(settings["patch_size"]))
@@ -107,8 +107,13 @@ def batch_that_fits(
     of_one = estimated_gb(planner, {**settings, "batch_size": 1})
     if of_one is None:
         raise NnplugError("The memory of this network can not be estimated. Give the batch with --set batch_size=N.")
+    return limited_batch(planner, settings, math.floor(target_gb / of_one), num_voxels)
+
+
+def limited_batch(planner: ExperimentPlanner, settings: Mapping[str, Any], batch_size: int, num_voxels: float) -> int:
+    """nnU-Net's limits of a batch: a share of the data set's voxels, and what it wants at least."""
     most = round(num_voxels * planner.max_dataset_covered / math.prod(settings["patch_size"]))
-    return max(min(math.floor(target_gb / of_one), most), planner.UNet_min_batch_size)
+    return max(min(batch_size, most), planner.UNet_min_batch_size)
 
 
 def plan_network(
@@ -124,15 +129,24 @@ def plan_network(
 
     Returns:
         ``patch_size``, ``batch_size``, ``architecture``.
+
+    Raises:
+        NnplugError: the memory is too little for any patch.
     """
     before = planner.UNet_vram_target_GB
     planner.UNet_vram_target_GB = before if target_gb is None else target_gb
     try:
-        chosen = planner.get_plans_for_configuration(
-            tuple(base["spacing"]), tuple(base["median_image_size_in_voxels"]), "", num_voxels, {}
-        )
+        with torch.device("meta"):
+            chosen = planner.get_plans_for_configuration(
+                tuple(base["spacing"]), tuple(base["median_image_size_in_voxels"]), "", num_voxels, {}
+            )
+    except ZeroDivisionError:
+        chosen = None
     finally:
         planner.UNet_vram_target_GB = before
+    # the planner goes on until nothing is left
+    if chosen is None or len(chosen["architecture"]["arch_kwargs"]["strides"]) < 2:
+        raise NnplugError("There is no patch for so little memory that a network could pool. Give more.")
     return as_plain_json({key: chosen[key] for key in ("patch_size", "batch_size", "architecture")})
 
 
