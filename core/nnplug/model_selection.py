@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from nnplug.atomic_file import replace_file
 from nnplug.datasets import environment_folder, find_dataset, read_plans
 from nnplug.ensembling import check_probabilities
 from nnplug.errors import NnplugError
-from nnplug.inventory.problems import Problem, raise_problems
+from nnplug.inventory.problems import Problem, count, raise_problems
 from nnplug.json_files import read_json
 from nnplug.trained_models import ModelFolder, find_model_folder, read_model_folder
 
@@ -50,6 +51,7 @@ def find_best(
     overwrite: bool = True,
     strict: bool = False,
     num_processes: int = 8,
+    on_message: Callable[[str], object] = print,
 ) -> dict[str, Any]:
     """Compare the cross-validations of models and of their ensembles in pairs, and find post-processing for the best.
 
@@ -65,6 +67,7 @@ def find_best(
         overwrite: False keeps what an earlier call has merged and averaged.
         strict: refuse to leave out a configuration that was not trained.
         num_processes: for averaging and evaluating.
+        on_message: called with a line when the comparison begins; it may take hours.
 
     Returns:
         nnU-Net's ``inference_information.json``, and ``skipped`` (what was left out, and why), ``postprocessing``
@@ -78,6 +81,9 @@ def find_best(
     _check(name, candidates, folds, ensembles)
     from nnunetv2.evaluation.find_best_configuration import find_best_configuration
 
+    number = len(candidates)
+    pairs = number * (number - 1) // 2 if ensembles else 0
+    on_message(f"Comparing {count(number, 'model')} and {count(pairs, 'ensemble')} of {name}.")
     models = [{"plans": c.plans, "configuration": c.configuration, "trainer": c.trainer} for c in candidates]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -149,7 +155,17 @@ def _check(dataset: str, candidates: Sequence[Candidate], folds: Sequence[int], 
         cases: dict[str, str] = {}
         for fold in folds:
             problems += _check_fold(candidate, fold, averaged, cases)
+        problems += _classes_without_value(candidate, folds)
     raise_problems(f"find_best for {dataset}", problems)
+
+
+def _classes_without_value(candidate: Candidate, folds: Sequence[int]) -> list[Problem]:
+    """nnU-Net's mean over the classes is NaN with one of these, and then it finds no best model at all."""
+    paths = [candidate.model.path / f"fold_{fold}" / "validation" / "summary.json" for fold in folds]
+    means = [(read_json(path) or {}).get("mean", {}) for path in paths]
+    absent = [key for key in means[0] if all(math.isnan(mean.get(key, {}).get("Dice", math.nan)) for mean in means)]
+    advice = "Models can not be compared with it: leave it out of dataset.json, and train again."
+    return [Problem(f"no case has class {key}, in truth or prediction", advice, file=paths[0]) for key in absent]
 
 
 def _check_fold(candidate: Candidate, fold: int, averaged: bool, cases: dict[str, str]) -> list[Problem]:

@@ -16,6 +16,8 @@ from nnplug.fields import FIELDS
 CALLABLES = {
     "Component": "",
     "LossContext": "num_classes spatial_dims ignore_label has_regions batch_dice is_ddp num_deep_supervision_outputs",
+    "evaluate": "truth predictions dataset_json plans output csv tolerance_mm surfaces instances allow_missing "
+    "num_processes progress_bar",
     "list_trainers": "pattern",
     "loss_traits": "target_format handles_deep_supervision supports_ignore_label supports_regions",
     "nnunet_training": "dataset_id configuration fold trainer plans_identifier num_gpus device pretrained_weights "

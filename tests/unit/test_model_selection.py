@@ -43,7 +43,9 @@ def test_the_best_of_two_and_their_ensemble(results: Path, capsys: pytest.Captur
     typed = ["num_epochs=1+dice_loss", BAD]
     command = ["find_best", "902", "-tr", *typed, "-f", "0", "1", "-np", "1"]
     assert main([*command, "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert printed.startswith("Comparing 2 models and 1 ensemble of Dataset902_Made.\n{")
+    result = json.loads(printed.partition("\n")[2])
     assert list(result["all_results"]) == [
         folder(results, GOOD).name,
         folder(results, BAD).name,
@@ -127,6 +129,16 @@ def test_folds_of_two_splits(results: Path) -> None:
     shutil.copy(validation / "c.nii.gz", validation / "a.nii.gz")
     with pytest.raises(
         NnplugError, match=r"case a, .*: fold 0 has validated this case too\. Choose folds of one split"
+    ):
+        find_best("902", trainers=[GOOD], folds=[0, 1])
+
+
+def test_a_class_that_no_case_has(results: Path) -> None:
+    summary = {"mean": {"1": {"Dice": 0.5}, "2": {"Dice": float("nan")}}}
+    for fold in (0, 1):
+        (folder(results, GOOD) / f"fold_{fold}" / "validation" / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(
+        NnplugError, match=r"summary\.json: no case has class 2, in truth or prediction\. Models can not"
     ):
         find_best("902", trainers=[GOOD], folds=[0, 1])
 

@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
     add = parser.add_argument
     add("-i", dest="inputs", metavar="FOLDER", nargs="+", type=Path, required=True, help="folders of predictions")
     add("-o", dest="output", metavar="OUT", type=Path, required=True, help="folder for the segmentations")
-    add("-np", dest="num_processes", metavar="N", type=int, help="processes (default: up to 8)")
+    add("-np", dest="num_processes", metavar="N", type=int, help="processes; 0 uses none (default: up to 8)")
     add("--save_npz", action="store_true", help="also write the averaged probabilities")
     add("--no_pbar", action="store_true", help="no progress bar")
     parser.set_defaults(func=run)

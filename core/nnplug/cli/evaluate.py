@@ -48,17 +48,21 @@ def add_parser(subparsers: Any) -> None:
     add("--no-surface", action="store_true", help="no surface Dice and HD95: faster for large images")
     add("--instances", action="store_true", help="compare connected components: panoptic quality, F1, counts")
     add("--chill", action="store_true", help="leave out cases that have no prediction")
-    add("-np", dest="num_processes", metavar="N", type=int, help="processes (default: up to 8)")
+    add("-np", dest="num_processes", metavar="N", type=int, help="processes; 0 uses none (default: up to 8)")
     add("--no_pbar", action="store_true", help="no progress bar")
+    add(
+        "--cache-dir", metavar="DIR", type=Path, help="for a fold: in place of nnUNet_preprocessed, as for an inventory"
+    )
     add("--json", action="store_true", help="print only the result, as JSON, on standard output")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from nnplug.cli import import_quickly
-    from nnplug.cli.train import stdout_for_json
+    from nnplug.cli import import_quickly, stdout_for_json
+    from nnplug.cli.inventory import set_folders
     from nnplug.json_files import as_plain_json
 
+    set_folders(args)
     output = args.output
     if output is None and args.pred_folder is not None:
         output = args.pred_folder / "summary.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 EXAMPLE = """example:
@@ -39,14 +40,17 @@ def add_parser(subparsers: Any) -> None:
     add("--disable_ensembling", action="store_true", help="no ensembles; --npz was then not needed in training")
     add("--no_overwrite", action="store_true", help="keep what an earlier call has merged and averaged")
     add("--strict", action="store_true", help="every configuration must be trained; otherwise it is left out")
+    add("--cache-dir", metavar="DIR", type=Path, help="in place of nnUNet_preprocessed, as for an inventory")
+    add("--results-dir", metavar="DIR", type=Path, help="folder of trained models, in place of nnUNet_results")
     add("--json", action="store_true", help="print only the result, as JSON, on standard output")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from nnplug.cli import import_quickly
-    from nnplug.cli.train import stdout_for_json
+    from nnplug.cli import import_quickly, stdout_for_json
+    from nnplug.cli.inventory import set_folders
 
+    set_folders(args)
     with stdout_for_json(args.json):
         selection = import_quickly("nnplug.model_selection")
         result = selection.find_best(

@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
     add("-i", dest="inputs", metavar="FOLDER", type=Path, required=True, help="folder with predictions")
     add("-o", dest="output", metavar="OUT", type=Path, required=True, help="folder for the results")
     add("-pp_pkl_file", metavar="FILE", type=Path, required=True, help="nnU-Net's postprocessing.pkl")
-    add("-np", dest="num_processes", metavar="N", type=int, help="processes (default: up to 8)")
+    add("-np", dest="num_processes", metavar="N", type=int, help="processes; 0 uses none (default: up to 8)")
     add("-plans_json", metavar="FILE", type=Path, help="default: plans.json beside the predictions or the .pkl file")
     add("-dataset_json", metavar="FILE", type=Path, help="default: dataset.json in the same places")
     add("--no_pbar", action="store_true", help="no progress bar")
