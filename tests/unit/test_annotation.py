@@ -229,6 +229,8 @@ def test_an_annotation_that_does_not_belong_to_the_volume(scans: Path, drawn: Pa
         f"{drawn / 's1.tif'}: it has 5x8x8 voxels, the first channel has 5x8x9. Move the annotation away, or choose "
         "its image."
     )
+    tifffile.imwrite(drawn / "s1.tif", np.full(SHAPE, 1.5, np.float32), photometric="minisblack")
+    assert refused(scans, drawn).startswith(f"{drawn / 's1.tif'} holds 1.5, and the classes are 1 to 2. ")
     tifffile.imwrite(drawn / "s1.tif", np.full(SHAPE, 3, np.uint8), photometric="minisblack")
     assert refused(scans, drawn) == (
         f"{drawn / 's1.tif'} holds 3, and the classes are 1 to 2. Add the missing ones to the file of the classes, or "
@@ -339,6 +341,20 @@ def test_napari_is_an_extra(
     message = capsys.readouterr().err
     assert message.startswith("nnplug: error: nnplug annotate needs napari (")
     assert message.endswith("). Install it: pip install 'nnplug[annotate]'\n")
+    assert not drawn.exists()
+
+
+def test_a_screen_is_needed(
+    scans: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert main(command(scans, drawn)) == 2
+    assert capsys.readouterr().err == (
+        "nnplug: error: nnplug annotate opens a window, and there is no screen here (DISPLAY is not set). Run it on a "
+        "desktop, or log in with ssh -X.\n"
+    )
     assert not drawn.exists()
 
 

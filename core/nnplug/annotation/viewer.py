@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,11 +19,15 @@ if TYPE_CHECKING:
     from napari.layers import Labels
 
 
-def require_napari() -> None:
-    """Say how to install napari where it, or its Qt, is missing.
+#: Each of them tells Qt where to draw.
+_SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
+
+
+def require_window() -> None:
+    """Say how to install napari where it, or its Qt, is missing, and that a screen is: Qt would abort.
 
     Raises:
-        NnplugError: it is.
+        NnplugError: one of them is.
     """
     try:
         import napari.qt  # noqa: F401
@@ -29,6 +35,11 @@ def require_napari() -> None:
         raise NnplugError(
             f"nnplug annotate needs napari ({error}). Install it: pip install 'nnplug[annotate]'"
         ) from None
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in _SCREENS):
+        raise NnplugError(
+            "nnplug annotate opens a window, and there is no screen here (DISPLAY is not set). Run it on a desktop, or "
+            "log in with ssh -X."
+        )
 
 
 def annotate(session: AnnotationSession, autosave_minutes: float) -> None:
@@ -37,7 +48,7 @@ def annotate(session: AnnotationSession, autosave_minutes: float) -> None:
     Raises:
         NnplugError: there is no napari; the last save failed, and where the annotation is.
     """
-    require_napari()
+    require_window()
     import napari
     from qtpy.QtCore import QTimer
 

@@ -45,13 +45,13 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from nnplug.annotation.classes import read_classes
     from nnplug.annotation.session import open_session
-    from nnplug.annotation.viewer import annotate, require_napari
+    from nnplug.annotation.viewer import annotate, require_window
     from nnplug.errors import NnplugError
 
     if not args.autosave > 0:
         raise NnplugError(f"--autosave {args.autosave:g}: expected minutes, above 0.")
     classes = read_classes(args.classes)
-    require_napari()
+    require_window()
     with open_session(args.images, args.annotations, args.sample, classes, args.otsu) as session:
         begun = "resumed" if session.is_resumed else "begun with the middle slice by Otsu's threshold"
         print(f"{session.path}: {begun}.")
