@@ -31,7 +31,7 @@ def describe_exit(exit_code: int | None, case: str, num_workers: int) -> str:
     if -exit_code == signal.SIGKILL:
         return (
             f"it was killed (SIGKILL){at}, most likely by the system because memory ran out "
-            f"({_available_memory()}). {fewer} or a machine with more memory."
+            f"({_memory_text()}). {fewer} or a machine with more memory."
         )
     if -exit_code == signal.SIGBUS:
         return (
@@ -50,7 +50,7 @@ def describe_exception(kind: str, message: str, case: str, num_workers: int) -> 
     if "No space left on device" in message or "shared memory" in message:
         text += f" /dev/shm is too small ({_shared_memory()}). Docker: --shm-size=8g or --ipc=host."
     elif kind == "MemoryError":
-        text += f" Memory ran out ({_available_memory()}). " + _FEWER.format(
+        text += f" Memory ran out ({_memory_text()}). " + _FEWER.format(
             fewer=max(0, num_workers // 2), num_workers=num_workers
         )
     return text
@@ -62,13 +62,19 @@ def _signal_name(number: int) -> str:
     return f"signal {number}"
 
 
-def _available_memory() -> str:
-    with contextlib.suppress(OSError, ValueError, IndexError):
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping, the page cache included; None where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        available_kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-        limit = _memory_limit_gb()
-        return f"{available_kib * 1024 / 1e9:.1f} GB available now" + (f", limit {limit:.1f} GB" if limit else "")
-    return "memory unknown"
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+    return None
+
+
+def _memory_text() -> str:
+    available, limit = available_memory(), _memory_limit_gb()
+    if available is None:
+        return "memory unknown"
+    return f"{available / 1e9:.1f} GB available now" + (f", limit {limit:.1f} GB" if limit else "")
 
 
 def _memory_limit_gb() -> float | None:

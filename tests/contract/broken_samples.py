@@ -84,6 +84,12 @@ class Softmax(Good):
         return [one.softmax(1) for one in output] if isinstance(output, list) else output.softmax(1)
 
 
+class LogSoftmax(Good):
+    def forward(self, x: torch.Tensor) -> Any:
+        output = super().forward(x)
+        return [one.log_softmax(1) for one in output] if isinstance(output, list) else output.log_softmax(1)
+
+
 class Rectified(Good):
     def forward(self, x: torch.Tensor) -> Any:
         output = super().forward(x)
@@ -196,6 +202,7 @@ NETWORKS = (
     ListWhileTraining,
     FlagOnlyWhenBuilt,
     Softmax,
+    LogSoftmax,
     Rectified,
     NotANumber,
     NotANumberInEvaluation,

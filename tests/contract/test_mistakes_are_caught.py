@@ -57,6 +57,7 @@ def test_a_network_that_looks_at_values_passes() -> None:
         (broken.HeadOnlyWithDeepSupervision, "builds", "other weights with deep supervision than without"),
         (broken.ListWhileTraining, "outputs", "in evaluation mode\nfound:    one tensor of 40x24"),
         (broken.Softmax, "raw_logits", "probabilities that sum to 1 over the classes: a softmax"),
+        (broken.LogSoftmax, "raw_logits", "logarithms of probabilities that sum to 1 .*: a log-softmax"),
         (broken.Rectified, "raw_logits", "no negative value, .*: a sigmoid or ReLU"),
         (broken.NotANumber, "finite", "output 0 has .*% NaN or infinite values"),
         (broken.NotANumberInEvaluation, "finite", "finite outputs in evaluation mode"),

@@ -172,6 +172,15 @@ def test_an_exemption_needs_a_reason_and_a_check() -> None:
     ):
         names(loss_fn=Component(misspelt))
 
+    @exempt("loss_finite[2D]", reason="a")
+    def of_no_plan(output: Any, target: Any) -> None:
+        raise AssertionError((output, target))
+
+    with pytest.raises(
+        NnplugError, match=r"exempt from 'loss_finite\[2D\]', which names no plan of the checks. The plans: 2d, 3d,"
+    ):
+        names(loss_fn=Component(of_no_plan))
+
 
 # --- running
 
@@ -288,6 +297,27 @@ def test_the_command_fails_with_a_check(capsys: pytest.CaptureFixture[str]) -> N
     failed = {check["name"] for check in bad["checks"] if check["status"] == "failed"}
     assert {"loss_perfect_is_best[2d]", "loss_false_positive[3d]"} <= failed
     assert all(check["status"] == "passed" and check["seconds"] >= 0 for check in good["checks"])
+
+
+@pytest.mark.usefixtures("losses")
+def test_one_trainer_that_can_not_be_checked_keeps_no_other_from_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "num_epochs=1", "patch_size=16x16+spatial_dims=3", "--quick", "--json"]) == 1
+    good, bad = json.loads(capsys.readouterr().out)
+    assert (good["trainer"], good["passed"]) == ("num_epochs=1", True)
+    assert not bad["passed"]
+    assert "works in no dimension: spatial_dims and patch_size exclude each other" in bad["error"]
+
+
+@pytest.mark.full
+def test_a_sampler_is_checked_on_large_patches() -> None:
+    """A float32 does not hold the index of every voxel of these images."""
+    checks = dict(check_trainer("oversample_foreground_percent=0.5+patch_size=308x308", quick=True))
+    checks["sampler_inside[2d]"]()
+
+
+def test_a_network_is_checked_in_both_dimensions() -> None:
+    assert {"autocast[2d]", "trains[2d]"} <= set(names(network_builder=build))
+    assert {"autocast[3d]", "trains[3d]", "ddp[3d]"} <= set(names(quick=False, network_builder=build))
 
 
 @pytest.mark.usefixtures("losses")

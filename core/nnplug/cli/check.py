@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
         "check",
         help="check that a trainer does what every trainer must",
         description="Build, train and predict with a trainer on small made-up data and compare with what nnU-Net "
-        "needs. Exit code 1 where a check fails.",
+        "needs. Exit code 1 where a check fails, or where one of several trainers can not be checked.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -45,14 +45,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, one trainer after the other."""
-    from nnplug.cli.train import stdout_for_json
+    from nnplug.cli import stdout_for_json
     from nnplug.errors import NnplugError
     from nnplug.registry import get_registry
 
     if bool(args.names) == args.all:
         raise NnplugError("Which trainer? Give names as after -tr, or --all for every registered one.")
     names = get_registry().list_names() if args.all else args.names
-    resolved = [get_registry().resolve(name, trust_code=args.trust_code) for name in names]
+    results: list[tuple[str, Sequence[Outcome]]] = []
+    refused: dict[str, str] = {}
     with stdout_for_json(args.json):
         from rich.console import Console
 
@@ -60,29 +61,40 @@ def run(args: argparse.Namespace) -> int:
 
         width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
         console = Console(width=width, highlight=False, stderr=args.json)
-        results = [(one.name, _check(one, args.quick, len(resolved) == 1, console)) for one in resolved]
+        for name in names:
+            try:
+                results.append((name, _check(name, args, len(names) == 1, console)))
+            except NnplugError as error:
+                if len(names) == 1:
+                    raise
+                refused[name] = str(error)  # the others are checked nevertheless
         console.print()
         print_summary(results, console)
+        for name, message in refused.items():
+            console.print(f"{name}: can not be checked: {message}", markup=False)
     if args.json:
         from nnplug.testing.report import as_plain
 
-        print(json.dumps([as_plain(name, outcomes) for name, outcomes in results], indent=2))
-    return 1 if any(one.status == "failed" for _, outcomes in results for one in outcomes) else 0
+        plain = [as_plain(name, outcomes) for name, outcomes in results]
+        errors = [{"trainer": name, "passed": False, "error": message} for name, message in refused.items()]
+        print(json.dumps([*plain, *errors], indent=2))
+    has_failed = any(one.status == "failed" for _, outcomes in results for one in outcomes)
+    return 1 if has_failed or refused else 0
 
 
-def _check(resolved: Any, quick: bool, is_only_one: bool, console: Console) -> Sequence[Outcome]:
+def _check(name: str, args: argparse.Namespace, is_only_one: bool, console: Console) -> Sequence[Outcome]:
     from nnplug.testing import check_trainer, run_checks
     from nnplug.testing.report import print_checks, print_remarks
 
-    checks = [check for _, check in check_trainer(resolved, quick=quick)]
+    checks = [check for _, check in check_trainer(name, quick=args.quick, trust_code=args.trust_code)]
     outcomes = []
-    with console.status(resolved.name) as status:
+    with console.status(name) as status:
         for index, outcome in enumerate(run_checks(checks), 1):
             outcomes.append(outcome)
             if index < len(checks):
-                status.update(f"{resolved.name}: {checks[index].name} ({index + 1} of {len(checks)})")
+                status.update(f"{name}: {checks[index].name} ({index + 1} of {len(checks)})")
     if is_only_one:
-        print_checks(resolved.name, outcomes, console)
+        print_checks(name, outcomes, console)
     else:
         print_remarks([one for one in outcomes if one.status != "passed"], console)
     return outcomes

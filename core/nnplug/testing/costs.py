@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import weakref
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from nnplug.network_replica import forked_random_state, replica_of
 from nnplug.network_report import bytes_text, count_text, summarise
 from nnplug.testing.outcomes import CheckSkipped
 from nnplug.testing.subject import Subject, is_about_meta
+from nnplug.worker_failures import available_memory
 
 #: Samples in the batch that costs are given for.
 REFERENCE_BATCH = 2
@@ -76,9 +76,9 @@ def costs(subject: Subject) -> Costs:
 def step_time(subject: Subject) -> StepTime:
     """A training step of the size of real ones runs on this machine."""
     needed = costs(subject).peak_bytes
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed * 2
-    if needed * 2 > free:
-        raise CheckSkipped(f"needs about {bytes_text(needed)} of memory, {bytes_text(free)} are free")
+    available = available_memory()
+    if available is not None and needed * 2 > available:
+        raise CheckSkipped(f"needs about {bytes_text(needed)} of memory, {bytes_text(available)} are available")
     step = subject.step(REFERENCE_BATCH)
     return StepTime(tuple(subject.images(REFERENCE_BATCH).shape), step.seconds)
 

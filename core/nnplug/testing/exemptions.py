@@ -11,6 +11,7 @@ from nnplug.errors import NnplugError
 from nnplug.fields import CODE_FIELDS
 from nnplug.references import describe, load
 from nnplug.resolved import ResolvedConfig
+from nnplug.testing.plan_cases import PLAN_NAMES
 
 T = TypeVar("T")
 _ATTRIBUTE = "nnplug_exemptions"
@@ -46,7 +47,7 @@ def exemptions_of(resolved: ResolvedConfig, known: tuple[str, ...]) -> dict[str,
     """Reason by name of check, of every code field of a trainer.
 
     Raises:
-        NnplugError: an exemption from a check that does not exist.
+        NnplugError: an exemption from a check, or on a plan, that does not exist.
     """
     found: dict[str, str] = {}
     for field in CODE_FIELDS:
@@ -55,7 +56,13 @@ def exemptions_of(resolved: ResolvedConfig, known: tuple[str, ...]) -> dict[str,
             continue
         code = loaded(value)
         for check, reason in getattr(code, _ATTRIBUTE, {}).items():
-            if check.partition("[")[0] not in known:
+            name, has_plan, plan = check.partition("[")
+            if has_plan and plan.removesuffix("]") not in PLAN_NAMES:
+                raise NnplugError(
+                    f"{field} {describe(code)} is exempt from '{check}', which names no plan of the checks. "
+                    f"The plans: {', '.join(PLAN_NAMES)}."
+                )
+            if name not in known:
                 raise NnplugError(
                     f"{field} {describe(code)} is exempt from '{check}', which is no check"
                     f"{did_you_mean(check, known)}. The checks: {', '.join(known)}."

@@ -63,7 +63,10 @@ def outputs(subject: Subject) -> str | None:
     targets = [tuple(target.shape[2:]) for target in subject.targets(subject.labels(1))]
     if trainer.enable_deep_supervision and targets != sizes:
         raise CheckFailed(f"outputs of the targets' sizes {_spell(targets)}", _spell(sizes), _flag_hint(subject))
-    return f"{len(sizes)} outputs: {_spell(sizes)}" if is_list else None
+    if not is_list:
+        return None
+    untrained = " (the last has no weight in nnU-Net's deep supervision)" if len(sizes) > 1 else ""
+    return f"{len(sizes)} outputs: {_spell(sizes)}{untrained}"
 
 
 def state_dict(subject: Subject) -> None:
@@ -91,10 +94,12 @@ def finite(subject: Subject) -> None:
 def raw_logits(subject: Subject) -> None:
     """The outputs are raw logits: no activation follows the last layer."""
     output = subject.step().outputs[0]
-    is_distribution = bool((output >= 0).all()) and torch.allclose(output.sum(1), torch.ones(()), atol=1e-4)
-    if is_distribution:
+    is_positive, one = bool((output >= 0).all()), torch.ones(())
+    if is_positive and torch.allclose(output.sum(1), one, atol=1e-4):
         found = "probabilities that sum to 1 over the classes: a softmax"
-    elif bool((output >= 0).all()) and not _can_be_negative(subject):
+    elif torch.allclose(output.exp().sum(1), one, atol=1e-4):
+        found = "logarithms of probabilities that sum to 1 over the classes: a log-softmax"
+    elif is_positive and not _can_be_negative(subject):
         found = "no negative value, also after steps that push them down: a sigmoid or ReLU"
     else:
         return

@@ -64,3 +64,5 @@ REFERENCE = (
     PlanCase("reference_2d", "Dataset997_Reference", "2d", shape=(40, 56, 40), max_features=320),
     PlanCase("reference_3d", "Dataset997_Reference", shape=(40, 56, 40), max_features=320),
 )
+#: The plans by name, as in the brackets of a check's name.
+PLAN_NAMES = tuple(case.name for case in (*PLAIN, *variants(2), *REFERENCE))

@@ -18,6 +18,8 @@ from nnplug.testing.subject import Subject
 
 #: An image's side relative to the patch's, so that a patch drawn anywhere rarely holds the objects in the middle.
 IMAGE_FACTOR = 3
+#: What a voxel's number is divided by for its two channels: float32 holds every integer up to 2^24 only.
+_RADIX = 2**20
 #: Voxels along each axis by which patches are cut larger than the network's, as they are before augmentation.
 MARGIN = 8
 
@@ -53,8 +55,9 @@ def _draw(subject: Subject, number: int) -> Iterator[Draw]:
     middle = tuple(slice(MARGIN // 2, -MARGIN // 2) for _ in initial)
     for _ in range(-(-number // trainer.batch_size)):
         batch = next(loader)
-        for codes, segmentation in zip(batch["data"][:, 0], batch["target"][:, 0], strict=True):
-            yield Draw(codes.numpy()[middle], segmentation.numpy()[middle], labels)
+        high, low = batch["data"].numpy().astype(np.int64).swapaxes(0, 1)
+        for codes, segmentation in zip(high * _RADIX + low, batch["target"][:, 0], strict=True):
+            yield Draw(codes[middle], segmentation.numpy()[middle], labels)
 
 
 def _image_shape(patch: tuple[int, ...]) -> tuple[int, ...]:
@@ -73,7 +76,7 @@ def _write_cases(subject: Subject, folder: Path, shape: tuple[int, ...]) -> np.n
     if manager.has_ignore_label:
         collected.append([-1, *manager.all_labels])
     properties = {"class_locations": DefaultPreprocessor._sample_foreground_locations(labels[None], collected)}
-    codes = np.arange(1, labels.size + 1, dtype=np.float32).reshape(1, *shape)
+    codes = np.stack(np.divmod(np.arange(1, labels.size + 1), _RADIX)).astype(np.float32).reshape(2, *shape)
     for name in CASES:
         nnUNetDatasetBlosc2.save_case(codes, labels[None], properties, str(folder / name))
     return labels

@@ -58,6 +58,7 @@ def applicable(resolved: ResolvedConfig) -> Iterator[Applicable]:
         NnplugError: the trainer works in no dimension.
     """
     plain = [case for case in PLAIN if case.dims in dimensions(resolved)]
+    first_in = {case.dims: case for case in reversed(plain)}
     for case in PLAIN:
         if case not in plain:
             yield Applicable(f"plan[{case.name}]", _not_in_this_dimension, case, False)
@@ -65,7 +66,7 @@ def applicable(resolved: ResolvedConfig) -> Iterator[Applicable]:
         for functions in _quick(resolved, case, is_first=case is plain[0], is_plain=case in plain):
             for name, function in functions.items():
                 yield Applicable(f"{name}[{case.name}]", function, case, False)
-        for functions in _slow(resolved) if case is plain[0] else ():
+        for functions in _slow(resolved, is_first=case is plain[0]) if case in first_in.values() else ():
             for name, function in functions.items():
                 yield Applicable(f"{name}[{case.name}]", function, case, True)
     for case in REFERENCE:
@@ -125,7 +126,13 @@ def _quick(
         yield training_checks.ON_EVERY_PLAN
 
 
-def _slow(resolved: ResolvedConfig) -> Iterator[Mapping[str, CheckFunction]]:
+def _slow(resolved: ResolvedConfig, *, is_first: bool) -> Iterator[Mapping[str, CheckFunction]]:
+    """Checks on the first plan of a dimension; in the second dimension those of a network alone."""
+    if not is_first:
+        if not has_network(resolved):
+            return
+        yield network_checks.ON_ONE_PLAN
+        yield training_checks.ON_EVERY_PLAN
     if has_network(resolved):
         yield process_checks.OF_NETWORK
     if has_network(resolved) or decides(resolved, "loss_fn"):

@@ -78,7 +78,7 @@ def draws_inside(subject: Subject) -> None:
             )
         if not _is_crop(draw):
             raise CheckFailed("a connected part of the image", "other voxels", subject.where("sampler"))
-        expected = draw.labels.ravel()[draw.codes.astype(int) - 1]
+        expected = draw.labels.ravel()[draw.codes - 1]
         if not np.array_equal(expected, draw.segmentation):
             raise CheckFailed("the labels of the same voxels", "others", subject.where("sampler"))
 
