@@ -68,8 +68,10 @@ def networks_losses_samplers() -> list[str]:
     return found
 
 
-def result_of(dataset: DatasetForTests, configuration: str, trainer: str, seed: int, budget: dict[str, Any]) -> Path:
-    """Folder of the finished fold 0 of a run; trained now where it is not there."""
+def result_of(
+    dataset: DatasetForTests, configuration: str, trainer: str, seed: int, budget: dict[str, Any], *, train: bool
+) -> Path | None:
+    """Folder of the finished fold 0 of a run; trained now where it is not there, or None."""
     name = f"learning_{trainer}_{seed}"
     results = CACHE / "learning" / dataset.name
     recipe = results / "recipes" / f"{name}.toml"
@@ -79,12 +81,14 @@ def result_of(dataset: DatasetForTests, configuration: str, trainer: str, seed: 
     if trainer != STOCK:
         lines.insert(1, f"extends = {json.dumps(trainer)}")
     recipe.write_text("\n".join(lines) + "\n")
-    trained = nnplug.resolve(recipe).name
     data = dataset.with_results(results)
-    fold = data.model_folder(trained, configuration) / "fold_0"
-    if not (fold / "nnplug_result.json").exists():
-        command = [sys.executable, "-m", "nnplug", "train", str(data.id), configuration, "0", "-tr", str(recipe)]
-        subprocess.run([*command, "-device", "cpu", "--c"], env=clean_environment(data.env), check=True)
+    fold = data.model_folder(nnplug.resolve(recipe).name, configuration) / "fold_0"
+    if (fold / "nnplug_result.json").exists():
+        return fold
+    if not train:
+        return None
+    command = [sys.executable, "-m", "nnplug", "train", str(data.id), configuration, "0", "-tr", str(recipe)]
+    subprocess.run([*command, "-device", "cpu", "--c"], env=clean_environment(data.env), check=True)
     return fold
 
 
@@ -154,19 +158,13 @@ def runs(
     for seed in SEEDS:
         for name in names:
             try:
-                fold = result_of(dataset, configuration, name, seed, budget) if train else known(dataset, name, seed)
+                fold = result_of(dataset, configuration, name, seed, budget, train=train)
             except (subprocess.CalledProcessError, nnplug.NnplugError) as error:
                 print(f"{name}, seed {seed}: {error}", file=sys.stderr)
                 continue
             if fold is not None:
                 found.setdefault(name, {})[seed] = measure(fold)
     return found
-
-
-def known(dataset: DatasetForTests, trainer: str, seed: int) -> Path | None:
-    folder = CACHE / "learning" / dataset.name / dataset.name
-    done = [path.parent for path in folder.glob(f"learning_{trainer}_{seed}-*/fold_0/nnplug_result.json")]
-    return done[0] if done else None
 
 
 def main() -> None:
