@@ -85,6 +85,15 @@ def test_show_of_a_planner_that_is_not_there(planned: Path, capsys: pytest.Captu
     assert "estimated memory gb    unknown" in capsys.readouterr().out
 
 
+def test_show_of_a_cache(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = planned.parent.rename(planned.parent.with_name("cache"))
+    assert main(["plans", "show", "4"]) == 2
+    assert main(["plans", "show", "4", "--cache-dir", str(cache)]) == 0
+    assert capsys.readouterr().out.startswith(
+        f"{cache / planned.name / 'nnUNetPlans.json'}, planned by ExperimentPlanner"
+    )
+
+
 # --- derive ----------------------------------------------------------------------------------------------------------
 
 
@@ -160,6 +169,31 @@ def test_new_plans_leave_the_other_configurations_as_they_are(planned: Path) -> 
     assert read_json(planned / "Own.json")["plans_name"] == "Own"
     assert settings(planned, "3d_bs9", "Own") == {**before["configurations"]["3d_fullres"], "batch_size": 9}
     assert settings(planned, "2d", "Own") == before["configurations"]["2d"]
+
+
+def test_another_planner(planned: Path, hippocampus_prepared: DatasetForTests) -> None:
+    assert main(["plan", "-d", "4", "-pl", "nnUNetPlannerResEncM"]) == 0
+    options = ("-p", "nnUNetResEncUNetMPlans")
+    original = settings(planned, "3d_fullres", options[1])
+    assert derive("--new-plans", "Again", *options, "--set", "patch_size=40,56,40") == 0
+    assert settings(planned, "3d_fullres", "Again") == original
+    assert original["architecture"]["arch_kwargs"]["n_blocks_per_stage"] == [1, 3, 4, 6]
+    assert derive("--new-plans", "Smaller", *options, "-gpu_memory_target", 0.1) == 0
+    assert settings(planned, "3d_fullres", "Smaller")["patch_size"] < original["patch_size"]
+
+
+def test_a_second_stage_is_predicted_for(planned: Path) -> None:
+    plans = read_json(planned / "nnUNetPlans.json")
+    plans["configurations"] |= {
+        "3d_lowres": {**plans["configurations"]["3d_fullres"], "next_stage": "3d_cascade_fullres"},
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+    }
+    (planned / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert derive("--name", "cascade_bs3", "--set", "batch_size=3", base="3d_cascade_fullres") == 0
+    assert settings(planned, "3d_lowres")["next_stage"] == ["3d_cascade_fullres", "cascade_bs3"]
+    # in place, the second stage goes with the configuration that it inherits from
+    assert derive("--new-plans", "Own", "--set", "batch_size=5") == 0
+    assert settings(planned, "3d_cascade_fullres", "Own") == plans["configurations"]["3d_cascade_fullres"]
 
 
 def test_2d(planned: Path) -> None:

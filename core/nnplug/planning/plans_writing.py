@@ -54,7 +54,7 @@ def check_target(file: PlansFile, base: str, name: str, new_plans: str | None, o
         raise NnplugError(f"'{base}' inherits from '{name}', which can not inherit from it. Choose another --name.")
     if heirs:
         raise NnplugError(f"'{name}' can not be replaced: {', '.join(heirs)} inherits from it. Choose another --name.")
-    check_models(file.folder, file.name, "changed", _NEW_PLANS)
+    check_models(file.folder, file.plans["plans_name"], "changed", _NEW_PLANS)
 
 
 def refuse_taken(is_there: bool, what: str, overwrite: bool) -> None:
@@ -112,11 +112,22 @@ def write_derivation(file: PlansFile, base: str, name: str, derivation: Derivati
         plans["configurations"][name] = _in_full(derivation.settings)
     else:
         plans["configurations"][name] = {"inherits_from": base, **derivation.changes}
-    plans["plans_name"] = new_plans or file.name
-    target = replace(file, name=plans["plans_name"], plans=as_plain_json(with_owners(plans)))
+        _predict_for(plans, name, derivation.settings.get("previous_stage"))
+    if new_plans is not None:
+        plans["plans_name"] = new_plans
+    target = replace(file, name=new_plans or file.name, plans=as_plain_json(with_owners(plans)))
     check_data_folder(target, name, "Choose another name, or --set data_identifier=NAME.")
     write_json(target.path, target.plans)
     return target.path
+
+
+def _predict_for(plans: dict[str, Any], name: str, previous_stage: str | None) -> None:
+    """The first stage of a cascade predicts for the second stages that it knows."""
+    if previous_stage is None:
+        return
+    stage = plans["configurations"][previous_stage]
+    known = stage.get("next_stage", [])
+    stage["next_stage"] = list(dict.fromkeys([*([known] if isinstance(known, str) else known), name]))
 
 
 def _in_full(settings: dict[str, Any]) -> dict[str, Any]:
