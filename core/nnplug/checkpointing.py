@@ -11,14 +11,13 @@ from typing import Any, ClassVar
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 
 from nnplug.checkpoint import Writer, load
 from nnplug.datasets import foreground_names
 from nnplug.hookspecs import TrainingRun, call_lifecycle
 from nnplug.loaders import worker_seeds
 from nnplug.model_folder import Manifest
+from nnplug.network_replica import unwrapped
 from nnplug.references import describe
 from nnplug.resolved import ResolvedConfig
 from nnplug.worker_process import seed_generators
@@ -83,8 +82,7 @@ class CheckpointingTrainer(nnUNetTrainer):
 
     def bare_network(self) -> nn.Module:
         """The network without DDP's and torch.compile's wrappers."""
-        module = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return module._orig_mod if isinstance(module, OptimizedModule) else module
+        return unwrapped(self.network)
 
     def save_checkpoint(self, filename: str) -> None:
         if self.local_rank != 0:

@@ -20,7 +20,7 @@ from nnplug.component import Component
 from nnplug.errors import NnplugError
 from nnplug.loss_contract import LossContext, LossTraits, traits_of
 from nnplug.network import call_accepted
-from nnplug.references import load
+from nnplug.references import describe, load
 
 
 def build_loss(loss_fn: Component | Callable[..., Any], context: LossContext, weights: list[float] | None) -> nn.Module:
@@ -38,7 +38,7 @@ def build_loss(loss_fn: Component | Callable[..., Any], context: LossContext, we
         NnplugError: the loss can not be made, or does not support what the data set needs.
     """
     loss, traits = make_loss(loss_fn, context)
-    name = describe(loss_fn)
+    name = _describe(loss_fn)
     if context.ignore_label is not None and not traits.supports_ignore_label:
         raise NnplugError(
             f"loss_fn {name} does not support an ignore label, and the data set has one ({context.ignore_label}). "
@@ -80,12 +80,8 @@ def add_target_transform(transforms: Any, added: Any, *, deep_supervision: bool)
     return ComposeTransforms([*steps[:place], added, *steps[place:]])
 
 
-def describe(loss_fn: Component | Callable[..., Any]) -> str:
-    """The name of a loss for messages."""
-    target = loss_fn.target if isinstance(loss_fn, Component) else loss_fn
-    if isinstance(target, str):
-        return target
-    return getattr(target, "__qualname__", type(target).__qualname__)
+def _describe(loss_fn: Component | Callable[..., Any]) -> str:
+    return describe(loss_fn.target if isinstance(loss_fn, Component) else loss_fn)
 
 
 def make_loss(loss_fn: Component | Callable[..., Any], context: LossContext) -> tuple[Callable[..., Any], LossTraits]:
@@ -108,9 +104,9 @@ def make_loss(loss_fn: Component | Callable[..., Any], context: LossContext) -> 
             offered = {} if takes_nothing else {"context": context}
             loss = call_accepted(target, offered=offered, **loss_fn.kwargs)
     except TypeError as error:
-        raise NnplugError(f"loss_fn {describe(loss_fn)} can not be made: {error}.") from error
+        raise NnplugError(f"loss_fn {_describe(loss_fn)} can not be made: {error}.") from error
     if not callable(loss):
-        raise NnplugError(f"loss_fn {describe(loss_fn)} returned {type(loss).__name__}; expected a callable loss.")
+        raise NnplugError(f"loss_fn {_describe(loss_fn)} returned {type(loss).__name__}; expected a callable loss.")
     return loss, traits_of(loss, target)
 
 

@@ -1,4 +1,4 @@
-"""A model folder belongs to one resolved config, plans and dataset.json; a fold folder to one split and data set.
+"""A model folder belongs to one resolved config, plans and dataset.json; its folds: see ``fold_folder``.
 
 nnU-Net rewrites ``plans.json`` at every start and would let folds of different settings share a folder. nnplug keeps a
 manifest (``nnplug.json``) beside it and refuses to train or continue with anything else. Torch-free.
@@ -21,33 +21,8 @@ from typing import Any
 
 from nnplug.differences import list_differences
 from nnplug.errors import NnplugError
-from nnplug.fold_folder import (
-    FoldRecord,
-    check_fold,
-    claim_fold,
-    fold_lock,
-    has_checkpoints,
-    make_folder,
-    read_result,
-    set_aside,
-    write_result,
-)
+from nnplug.fold_folder import has_checkpoints, make_folder
 from nnplug.json_files import as_plain_json, create_json, keep_json, read_json
-
-__all__ = [
-    "MANIFEST_NAME",
-    "FoldRecord",
-    "Manifest",
-    "check_claim",
-    "check_fold",
-    "claim",
-    "claim_fold",
-    "differences",
-    "fold_lock",
-    "read_result",
-    "set_aside",
-    "write_result",
-]
 
 MANIFEST_NAME = "nnplug.json"
 MANIFEST_FORMAT = 1
