@@ -181,6 +181,26 @@ def test_a_damaged_case(made: Preprocessed, capsys: pytest.CaptureFixture[str]) 
     )
 
 
+def test_files_that_do_not_belong_there(made: Preprocessed, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made.folder / "nnUNetPlans_3d_fullres"
+    (folder / "notes.txt").write_text("")
+    assert error_of(capsys, "case_1", "-d", 902) == (
+        f"{folder} holds files that nnU-Net did not put there, and it would not train on it either. Remove them: it "
+        "has .b2nd, .pkl, .txt files."
+    )
+
+
+def test_regions_are_counted_each(made: Preprocessed, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    (made.folder / "dataset.json").write_text(
+        json.dumps(made.dataset_json | {"labels": labels, "regions_class_order": [1, 2]})
+    )
+    rows = {row["name"]: row for row in report_of(capsys, "case_1", "-d", 902)["labels"]}
+    assert rows["whole"]["values"] == [1, 2]
+    assert rows["whole"]["voxels"] == np.count_nonzero((made.label == 1) | (made.label == 2))
+    assert rows["core"]["voxels"] == np.count_nonzero(made.label == 2)
+
+
 def test_without_3d_the_first_preprocessed_configuration_is_taken(
     made: Preprocessed, capsys: pytest.CaptureFixture[str]
 ) -> None:

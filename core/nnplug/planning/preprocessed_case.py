@@ -77,7 +77,13 @@ def open_case(data_folder: Path, name: str, plans_name: str, configuration: str 
     plans = PlansManager(read_plans(data_folder, plans_name))
     chosen = _choose_configuration(data_folder, plans, plans_name, configuration)
     folder = data_folder / plans.get_configuration(chosen).data_identifier
-    dataset = infer_dataset_class(str(folder))(str(folder))
+    try:
+        dataset = infer_dataset_class(str(folder))(str(folder))
+    except (AssertionError, KeyError) as error:
+        raise NnplugError(
+            f"{folder} holds files that nnU-Net did not put there, and it would not train on it either. Remove them: "
+            f"it has {shortened(sorted({path.suffix for path in folder.iterdir() if path.is_file()}))} files."
+        ) from error
     if name not in dataset.identifiers:
         near = get_close_matches(name, dataset.identifiers, n=3)
         meant = f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
