@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -63,6 +64,37 @@ def test_it_is_a_plugin(folder: Path, site: PluginSite) -> None:
     assert registry.list_names() == ["acme_nets_focal", "acme_nets_unet"]
     resolved = registry.resolve("acme_nets_focal+acme_nets_unet+loss_fn.gamma=1+network_builder.width=8")
     assert resolved.distributions == {"acme-nets": "0.1.0"}
+
+
+def test_its_loss_is_a_mean_over_annotated_voxels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    assert main(["new-plugin", "ignoring-nets"]) == 0
+    monkeypatch.syspath_prepend(str(folder / "ignoring-nets"))
+    context = nnplug.LossContext(num_classes=3, spatial_dims=2, ignore_label=3)
+    loss = importlib.import_module("ignoring_nets.losses").FocalLoss(context)
+    output, target = torch.randn(1, 3, 8, 8), torch.randint(0, 3, (1, 1, 8, 8))
+    annotated = loss(output, target)
+    ignored = torch.full_like(target, 3)
+    torch.testing.assert_close(loss(torch.cat([output] * 3, 2), torch.cat([ignored, target, ignored], 2)), annotated)
+    assert loss(output, ignored) == 0
+
+
+def test_all_of_its_network_is_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two outputs nnU-Net gives the lower one the weight 0."""
+    import torch
+    from nnplug.losses import supervision_weights
+
+    assert main(["new-plugin", "training-nets"]) == 0
+    monkeypatch.syspath_prepend(str(folder / "training-nets"))
+    build = importlib.import_module("training_nets.network").SmallUNet
+    torch.manual_seed(0)
+    network = build(1, 2, torch.nn.Conv2d, torch.nn.InstanceNorm2d, deep_supervision=True)
+    output = network(torch.randn(2, 1, 16, 16))
+    outputs = output if isinstance(output, list) else [output]
+    weights = supervision_weights(len(outputs))
+    sum(weight * out.square().sum() for weight, out in zip(weights, outputs, strict=True)).backward()
+    assert [name for name, value in network.named_parameters() if not value.grad.any()] == []
 
 
 @pytest.mark.parametrize("name", ["a", "a-name-that-is-as-long-as-is-k"])
