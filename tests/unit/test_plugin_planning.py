@@ -243,15 +243,15 @@ def test_another_version_of_the_plugin_preprocesses_again(
     plan(data, preprocessor="Inverted")
     assert preprocess(data, "nnUNetPlans", "3d_fullres", Pool(0))
     cases = data.folder / "nnUNetPlans_3d_fullres"
-    made = {path.name: path.stat().st_ino for path in cases.glob("*.pkl")}
+    made = {path.name: path.stat().st_mtime_ns for path in cases.glob("*.pkl")}
     assert preprocess(data, "nnUNetPlans", "3d_fullres", Pool(0))
-    assert {path.name: path.stat().st_ino for path in cases.glob("*.pkl")} == made
+    assert {path.name: path.stat().st_mtime_ns for path in cases.glob("*.pkl")} == made
     (info,) = acme.folder.glob("acme-*.dist-info")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.6\n")
     registry = acme.registry()
     monkeypatch.setattr("nnplug.registry.get_registry", lambda: registry)
     assert preprocess(data, "nnUNetPlans", "3d_fullres", Pool(0))
-    assert not set(made.values()) & {path.stat().st_ino for path in cases.glob("*.pkl")}
+    assert not set(made.values()) & {path.stat().st_mtime_ns for path in cases.glob("*.pkl")}
 
 
 # --- prediction ------------------------------------------------------------------------------------------------------
