@@ -127,6 +127,9 @@ def test_the_scripts_config_trains_and_is_found_again(make_trainer: MakeTrainer,
     one_step(trainer)
     assert trainer.num_epochs == 500
     assert trainer.enable_deep_supervision
+    # the last output has the weight 0, as in nnU-Net
+    learns = [head.weight.grad is not None and head.weight.grad.any().item() for head in trainer.network.heads]
+    assert learns == [True, True, False]
     patch = tuple(trainer.configuration_manager.patch_size)
     trainer.set_deep_supervision_enabled(False)
     assert trainer.network(torch.zeros((1, 1, *patch))).shape == (1, 3, *patch)
