@@ -89,7 +89,10 @@ def test_ignored_voxels_count_nowhere() -> None:
     measured = [surface_measures(one, other, (1, 1, 1), 1.0, ignored)]
     noise = RNG.random(SHAPE) < 0.5
     measured.append(surface_measures(np.where(ignored, noise, one), other, (1, 1, 1), 1.0, ignored))
-    assert measured[0] == measured[1]
+    at_the_rim = other.copy()
+    at_the_rim[:3] = True
+    measured.append(surface_measures(one, at_the_rim, (1, 1, 1), 1.0, ignored))
+    assert measured[0] == measured[1] == measured[2]
     assert measured[0]["HD95_mm"] == 3
     assert surface_measures(one, one, (1, 1, 1), 0.0, ignored) == {"surface_dice": 1.0, "HD95_mm": 0.0}
     outside = np.where(ignored, one, False)

@@ -116,12 +116,8 @@ def surface_measures(
 def _crop(reference: Mask, prediction: Mask, annotated: Mask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """To both objects and one voxel around them."""
     box = tuple(slice(part.start, part.stop + 2) for part in _bounding_box(reference | prediction))
-    # what lies outside the image is not ignored, or an object at its rim would have no surface there
-    return (
-        torch.from_numpy(np.pad(reference, 1)[box]),
-        torch.from_numpy(np.pad(prediction, 1)[box]),
-        torch.from_numpy(np.pad(annotated, 1, constant_values=True)[box]),
-    )
+    reference, prediction, annotated = (np.pad(image, 1)[box] for image in (reference, prediction, annotated))
+    return torch.from_numpy(reference), torch.from_numpy(prediction), torch.from_numpy(annotated)
 
 
 def _bounding_box(mask: Mask) -> tuple[slice, ...]:
