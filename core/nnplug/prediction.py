@@ -112,6 +112,8 @@ def predict(
     if remaining:
         if folds in (None, "all", ["all"]):
             _mention_unfinished(model.path, chosen, checkpoint_name)
+        from nnplug.devices import choose_device
+
         target = choose_device(device)
 
         from nnplug.prediction_model import load_model
@@ -141,31 +143,6 @@ class _Job:
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the best one of the machine.
-
-    Raises:
-        NnplugError: unknown, or not on this machine.
-    """
-    import torch
-
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    available = ", ".join(name for name, is_there in has.items() if is_there)
-    if device is None:
-        return torch.device(available.split(", ")[0])
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        chosen = None
-    if chosen is None or chosen.type not in has:
-        raise NnplugError(f"There is no device '{device}': expected cuda, mps or cpu. This machine has: {available}.")
-    if not has[chosen.type]:
-        raise NnplugError(f"This machine has no {chosen.type} device that torch can use. It has: {available}.")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise NnplugError(f"This machine has no device '{device}': it has {torch.cuda.device_count()} CUDA devices.")
-    return chosen
 
 
 def choose_processes(preprocessing: int | None, export: int | None, num_cases: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnplug.config import TrainerConfig
 from nnplug.data_seams import NUM_FOLDS
 from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_json, read_plans, read_splits
+from nnplug.devices import choose_training_device as choose_device
 from nnplug.errors import NnplugError
 from nnplug.fold_training import FoldJob, train_fold
 from nnplug.network import configure_plans
@@ -165,33 +166,6 @@ def count_gpus(device: str | None, batch_size: int, trainer: ResolvedConfig) -> 
     except (pickle.PicklingError, AttributeError, TypeError):
         is_known = False
     return max(1, min(visible, batch_size)) if is_known else 1
-
-
-def choose_device(device: str | None, num_gpus: int = 1) -> str:
-    """The device to use: the asked one, or what the machine has.
-
-    Raises:
-        NnplugError: the machine does not have it, or fewer GPUs than asked for.
-    """
-    has_mps = torch.backends.mps.is_available()
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps and num_gpus == 1 else "cpu"
-    kind, _, index = device.partition(":")
-    if index:
-        raise NnplugError(
-            f"Device '{device}': choose the GPU with CUDA_VISIBLE_DEVICES={index} and give -device {kind}."
-        )
-    if kind not in ("cuda", "cpu", "mps"):
-        raise NnplugError(f"Unknown device '{device}'. Choose cuda, cpu or mps.")
-    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not has_mps):
-        raise NnplugError(f"Device '{device}' is not available here (torch {torch.__version__}). Choose -device cpu.")
-    if num_gpus < 1:
-        raise NnplugError(f"-num_gpus must be at least 1, got {num_gpus}.")
-    if kind == "cuda" and num_gpus > torch.cuda.device_count():
-        raise NnplugError(f"-num_gpus {num_gpus}: only {torch.cuda.device_count()} GPUs are visible here.")
-    if kind == "mps" and num_gpus > 1:
-        raise NnplugError("Several processes can not share mps. Use -num_gpus 1.")
-    return device
 
 
 def choose_folds(

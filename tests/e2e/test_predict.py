@@ -309,7 +309,7 @@ def test_a_plugin_that_is_there_older_or_missing(tmp_path: Path) -> None:
         (["-d", 901, "-c", "3d_fullres", "-f", 4], "has no checkpoint_final.pth for fold_4. There: fold_0 has "),
         (["-d", 901, "-c", "2d", "-i", "missing"], "There is no input folder missing."),
         (["-d", 901, "-c", "2d", "-step_size", 2], "step_size is 2.0: expected a number above 0 and at most 1."),
-        (["-d", 901, "-c", "2d", "-device", "gpu"], "There is no device 'gpu': expected cuda, mps or cpu."),
+        (["-d", 901, "-c", "2d", "-device", "gpu"], "Unknown device 'gpu'. Choose cuda, cpu or mps."),
     ],
 )
 def test_mistakes(

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnplug.devices import choose_device
 from nnplug.errors import NnplugError
-from nnplug.prediction import choose_device, choose_processes, predict
+from nnplug.prediction import choose_processes, predict
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from support.models import make_dataset_json, make_model_folder, make_plans, write_descriptions, write_image
 
@@ -318,12 +319,12 @@ def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device(None) == choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(NnplugError, match=r"This machine has no cuda device that torch can use\. It has: cpu\."):
+    with pytest.raises(NnplugError, match=r"Device 'cuda' is not available here \(torch .*\)\. Choose -device cpu\."):
         choose_device("cuda")
-    with pytest.raises(NnplugError, match=r"This machine has no mps device"):
+    with pytest.raises(NnplugError, match=r"Device 'mps' is not available here"):
         choose_device(torch.device("mps"))
     for device in ("gpu", "xpu", "cuda:x"):
-        with pytest.raises(NnplugError, match=f"There is no device '{device}': expected cuda, mps or cpu"):
+        with pytest.raises(NnplugError, match=f"Unknown device '{device}'. Choose cuda, cpu or mps"):
             choose_device(device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
