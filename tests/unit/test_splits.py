@@ -102,12 +102,24 @@ def test_groups_by_an_expression(lab: Lab) -> None:
 
 
 def test_every_fold_gets_its_share_of_the_classes(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lab.run("make", "-k", 4, "--stratify", "labels") == 0
-    for fold in lab.made():
-        assert sum(int(name[5:]) % 3 == 0 for name in fold["val"]) == 1
-    assert "  fold 0: 9 train, 3 val; 1: 2, none: 1" in capsys.readouterr().out
+    for seed in (1, 2, 3):
+        assert lab.run("make", "-k", 4, "--stratify", "labels", "--seed", seed, "--overwrite") == 0
+        for fold in lab.made():
+            assert sum(int(name[5:]) % 3 == 0 for name in fold["val"]) == 1
+        assert "  fold 0: 9 train, 3 val; 1: 2, none: 1" in capsys.readouterr().out
     assert lab.run("make", "-k", 5, "--stratify", "labels", "--overwrite") == 0
     assert "Not in the validation of every fold, for lack of cases: none." in capsys.readouterr().out
+
+
+def test_strata_from_a_table_and_groups(lab: Lab, tmp_path: Path) -> None:
+    # two of the six patients are of another hospital
+    hospitals = tmp_path / "hospitals.csv"
+    hospitals.write_text("case;hospital\n" + "".join(f"{name};{'AB'[index < 4]}\n" for index, name in enumerate(NAMES)))
+    for seed in (1, 2, 3):
+        wishes = ("--group", lab.patients, "--stratify", hospitals, "--seed", seed, "--overwrite")
+        assert lab.run("make", "-k", 2, *wishes) == 0
+        for fold in lab.made():
+            assert sum(int(name[5:]) < 4 for name in fold["val"]) == 2
 
 
 def test_held_out_cases_are_in_no_fold(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
