@@ -103,3 +103,17 @@ def run_nnplug() -> Callable[..., object]:
 def run_stock() -> Callable[..., object]:
     """``run_stock("nnUNetv2_train", 901, ..., env=tiny_dataset.env)``; also ``from support import run_stock``."""
     return _run_stock
+
+
+@pytest.fixture
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousandth of nnU-Net's hundred million intensities, here and in what it is compared with."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    init = DatasetFingerprintExtractor.__init__
+
+    def with_few(self: DatasetFingerprintExtractor, *args: object, **kwargs: object) -> None:
+        init(self, *args, **kwargs)
+        self.num_foreground_voxels_for_intensitystats = 1e5
+
+    monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", with_few)

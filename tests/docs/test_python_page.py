@@ -31,7 +31,11 @@ def names(cell: str) -> list[str]:
 
 
 def test_the_script(
-    tiny_prepared: DatasetForTests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_prepared: DatasetForTests,
+    few_samples: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (script,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     assert "num_epochs=250" in script

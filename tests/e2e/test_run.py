@@ -16,7 +16,7 @@ from support import DatasetForTests, run_nnplug
 from support.commands import clean_environment
 from support.small_trainings import without_processes, write_recipe
 
-SHORT = "no_mirroring+num_epochs=1+num_iterations_per_epoch=2+num_val_iterations_per_epoch=1"
+SHORT = "no_mirroring+num_epochs=1+num_iterations_per_epoch=1+num_val_iterations_per_epoch=1"
 SMALL = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "nnUNet_compile": "0"}
 
 
@@ -49,7 +49,7 @@ def test_real_images_from_files_to_metrics(inventory: Path, tiny_prepared: Datas
     """By the command, then by the function, which finds nothing left to do."""
     options = [word for name, path in arguments(inventory).items() for word in (f"--{name.replace('_', '-')}", path)]
     done = run_nnplug(
-        "run", 4, "3d_fullres", 0, "-tr", SHORT, *options, "-np", 1, "-device", "cpu", "--json", env=SMALL
+        "run", 4, "3d_fullres", 0, "-tr", SHORT, *options, "-np", 0, "-device", "cpu", "--json", env=SMALL
     )
     result = json.loads(done.stdout)
     assert result["status"] == "completed"

@@ -38,17 +38,3 @@ def installed(site: PluginSite, monkeypatch: pytest.MonkeyPatch) -> PluginSite:
     for module in ("registry", "portability"):
         monkeypatch.setattr(f"nnplug.{module}.get_registry", get_registry)
     return site
-
-
-@pytest.fixture
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousandth of nnU-Net's hundred million intensities, here and in what it is compared with."""
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-
-    init = DatasetFingerprintExtractor.__init__
-
-    def with_few(self: DatasetFingerprintExtractor, *args: object, **kwargs: object) -> None:
-        init(self, *args, **kwargs)
-        self.num_foreground_voxels_for_intensitystats = 1e5
-
-    monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", with_few)

@@ -18,13 +18,13 @@ import nnplug
 import numpy as np
 import pytest
 from filelock import FileLock
-from nnplug import NnplugError, TrainerConfig, TrainingEvent
+from nnplug import NnplugError, TrainingEvent
 from nnplug.interrupts import TrainingInterrupted
 from nnplug.planning.experiment import find_planner
 from support.datasets import DatasetForTests
 from support.full_disk import largest_file
 from support.inventories import MadeInventory, make_case, save_image
-from support.small_trainings import SETTINGS, small_config, without_processes
+from support.small_trainings import small_config, without_processes
 
 STAGES_OF_A_FOLD = ["train", "epoch", "validate", "fold"]
 
@@ -199,30 +199,27 @@ def test_plans_are_made_by_the_planner_of_that_name(tool: Tool) -> None:
         f"{tool.cache} has no plans 'Mine', and no planner of nnU-Net gives its plans this name. Make them with nnplug "
         "plan, or choose others with -p."
     )
-    result = tool(
-        configuration="2d", plans_identifier="nnUNetResEncUNetMPlans", trainer=TrainerConfig(name="wide", **SETTINGS)
-    )
-    assert result["plans"] == "nnUNetResEncUNetMPlans"
     with pytest.raises(NnplugError) as caught:
-        tool(configuration="3d_lowres")
+        tool(configuration="3d_lowres", plans_identifier="nnUNetResEncUNetMPlans")
     assert str(caught.value) == (
-        "The plans 'nnUNetPlans' of Dataset007_inventory have no configuration '3d_lowres'; they have 2d, 3d_fullres; "
-        "a cascade is planned only for images that are much larger than a patch."
+        "The plans 'nnUNetResEncUNetMPlans' of Dataset007_inventory have no configuration '3d_lowres'; they have 2d, "
+        "3d_fullres; a cascade is planned only for images that are much larger than a patch."
     )
 
 
 def test_a_cascade_trains_its_first_stage_before(tool: Tool, tmp_path: Path) -> None:
-    tool(fold=0)  # for the plans
+    with pytest.raises(NnplugError, match="have no configuration '3d_cascade_fullres'"):
+        tool(configuration="3d_cascade_fullres")
     add_cascade(tool.cache)
-    result = tool(configuration="3d_cascade_fullres", fold="all")
+    result = tool(configuration="3d_cascade_fullres")
     folds = [(event.configuration, event.fold) for event in tool.events if event.stage == "train"]
-    assert folds == [("3d_lowres", 0), ("3d_lowres", 1), ("3d_cascade_fullres", 0), ("3d_cascade_fullres", 1)]
+    assert folds == [("3d_lowres", 0), ("3d_lowres", 1), ("3d_cascade_fullres", 0)]
     assert result["previous_stage"]["configuration"] == "3d_lowres"
     predicted = Path(result["previous_stage"]["model_path"], "predicted_next_stage", "3d_cascade_fullres")
     assert len(list(predicted.iterdir())) == 5
 
     next(predicted.iterdir()).unlink()
-    tool(configuration="3d_cascade_fullres", fold="all")
+    tool(configuration="3d_cascade_fullres")
     assert "epoch" not in tool.stages(), "the first stage is only validated again"
     assert len(list(predicted.iterdir())) == 5
     with pytest.raises(NnplugError, match="'3d_fullres' is no cascade: it takes no previous stage"):
