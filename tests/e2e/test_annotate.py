@@ -26,14 +26,25 @@ path = sys.argv[1]
 def paint(index):
     layer = napari.current_viewer().layers["annotation"]
     layer.brush_size = 1
-    layer.paint((index, 3, 3), 2)
+    layer.paint((index, 3, 3), layer.selected_label)
+
+def choose():
+    viewer = napari.current_viewer()
+    layer, classes = viewer.layers["annotation"], viewer.window.dock_widgets["classes"]
+    assert [classes.item(row).text() for row in range(classes.count())] == ["0 not annotated", "1 solid", "2 pore"]
+    assert classes.currentRow() == layer.selected_label == 1
+    classes.setCurrentRow(2)
+    assert layer.selected_label == 2
+    layer.selected_label = 0
+    assert classes.currentRow() == 0
+    layer.selected_label = 2
 
 def begin():
     viewer = napari.current_viewer()
     if viewer is None or "annotation" not in viewer.layers:
         return QTimer.singleShot(100, begin)
-    assert "classes" in viewer.window.dock_widgets
-    viewer.screenshot(sys.argv[2], canvas_only=True, flash=False)
+    choose()
+    viewer.screenshot(sys.argv[2], canvas_only=False, flash=False)
     paint(0)
     wait()
 

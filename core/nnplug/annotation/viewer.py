@@ -17,6 +17,7 @@ from nnplug.errors import NnplugError
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Labels
+    from qtpy.QtWidgets import QListWidget
 
 
 #: Each of them tells Qt where to draw.
@@ -54,7 +55,7 @@ def annotate(session: AnnotationSession, autosave_minutes: float) -> None:
 
     viewer = napari.Viewer(title=f"{session.path} - nnplug annotate")
     layer = add_layers(viewer, session)
-    viewer.window.add_dock_widget(class_chooser(layer, session), name="classes", area="left")
+    viewer.window.add_dock_widget(class_list(layer, session), name="classes", area="left")
     timer = QTimer()
     timer.timeout.connect(lambda: autosave(session, layer))
     timer.start(round(autosave_minutes * 60_000))
@@ -108,21 +109,26 @@ def add_layers(viewer: ViewerModel, session: AnnotationSession) -> Labels:
     return layer
 
 
-def class_chooser(layer: Labels, session: AnnotationSession) -> Any:
-    """Buttons with the numbers and names of the classes; the chosen one is painted with."""
-    from magicgui.widgets import RadioButtons
+def class_list(layer: Labels, session: AnnotationSession) -> QListWidget:
+    """Colours, numbers and names of the classes; the chosen one is painted with."""
+    from qtpy.QtGui import QColor, QIcon, QPixmap
+    from qtpy.QtWidgets import QListWidget, QListWidgetItem
 
-    choices = [(f"{number} {one.name}", number) for number, one in enumerate(session.classes, 1)]
-    chooser = RadioButtons(choices=[("0 not annotated", 0), *choices], label="paint with")
-    chooser.value = layer.selected_label
-    chooser.changed.connect(lambda number: setattr(layer, "selected_label", number))
+    shown = QListWidget()
+    rows = [("not annotated", "transparent"), *((one.name, one.colour) for one in session.classes)]
+    for number, (name, colour) in enumerate(rows):
+        square = QPixmap(16, 16)
+        square.fill(QColor(colour))
+        shown.addItem(QListWidgetItem(QIcon(square), f"{number} {name}"))
+    shown.setCurrentRow(layer.selected_label)
+    shown.currentRowChanged.connect(lambda row: setattr(layer, "selected_label", row))
 
     def follow() -> None:
-        if layer.selected_label <= len(session.classes):
-            chooser.value = layer.selected_label
+        if layer.selected_label < len(rows):
+            shown.setCurrentRow(layer.selected_label)
 
     layer.events.selected_label.connect(follow)
-    return chooser
+    return shown
 
 
 def autosave(session: AnnotationSession, layer: Labels) -> None:
