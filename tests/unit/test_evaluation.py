@@ -138,6 +138,9 @@ def test_command_writes_what_nnunet_does_and_a_table(
     assert rows[4]["Dice"] == ""  # neither image of the last case has it
     assert float(rows[-1]["PQ"]) == summary["foreground_mean"]["PQ"]
     printed = capsys.readouterr().out
+    header = ["class", "Dice", "IoU", "surface", "dice", "HD95", "mm", "PQ", "instance", "F1"]
+    assert printed.split()[:14] == [*header, "instances", "ref", "instances", "pred"]
+    assert f"{summary['mean']['1']['surface_dice']:.4f}" in printed
     assert "Means over 3 cases" in printed
     assert f"Written: {predictions / 'summary.json'}" in printed
 
@@ -234,6 +237,11 @@ def test_a_fold_of_a_model(
     shutil.copytree(truth, tmp_path / "Dataset902_Made" / "labelsTr")
     result = nnplug.evaluate(model / "fold_0")
     assert [Path(case["reference_file"]).name for case in result["metric_per_case"]] == ["c0.nii.gz", "c2.nii.gz"]
+    # an inventory's cache is both folders
+    (tmp_path / "cache").mkdir()
+    shutil.move(tmp_path / "Dataset902_Made" / "labelsTr", tmp_path / "cache" / "Dataset902_Made" / "gt_segmentations")
+    assert main(["evaluate", str(model / "fold_0"), "--cache-dir", str(tmp_path / "cache"), "-np", "0"]) == 0
+    assert not (model / "fold_0" / "validation" / "summary.json").exists()
 
     (model / "fold_0" / "nnplug_fold.json").write_text(json.dumps({"val": ["c0", "c1", "c2"]}))
     with pytest.raises(NnplugError, match=r"case c1: it has no prediction"):

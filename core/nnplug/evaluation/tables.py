@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from nnplug.json_files import as_plain_json
 
 _SHOWN = ("Dice", "IoU", "surface_dice", "HD95_mm", "PQ", "instance_F1", "instances_ref", "instances_pred")
+_WIDTH_WITHOUT_TERMINAL = 200
 
 
 def csv_text(result: dict[str, Any], cases: Iterable[str]) -> str:
@@ -41,11 +43,12 @@ def print_means(result: dict[str, Any]) -> None:
     columns = [name for name in _SHOWN if name in result["foreground_mean"]]
     table.add_column("class")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column.replace("_", " "), justify="right")
     rows = [(result["settings"]["classes"][key], values) for key, values in result["mean"].items()]
     for name, values in [*rows, ("mean", result["foreground_mean"])]:
         table.add_row(name, *("-" if math.isnan(values[c]) else f"{values[c]:.4f}" for c in columns))
-    Console(highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False)
+    console.print(table)
 
 
 def undefined_distances(result: dict[str, Any]) -> dict[str, int]:
