@@ -165,7 +165,9 @@ def test_documents_link_to_files_that_exist() -> None:
     for path in tracked_files():
         if path.suffix != ".md":
             continue
-        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        # in code `heads[0](full)` is no link
+        text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
             if not re.match(r"[a-z]+:|#", target) and not (path.parent / target.split("#")[0]).exists():
                 broken.append(f"{relative(path)}: {target}")
     assert not broken
