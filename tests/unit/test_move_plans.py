@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_a_trained_model_is_proposed(folders: Folders, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.endswith(f"-pretrained_weights {model / 'fold_all' / 'checkpoint_final.pth'}\n")
 
 
-def test_to_an_inventory(folders: Folders, tmp_path: Path) -> None:
+def test_to_an_inventory(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = MadeInventory(tmp_path / "data")
     made.content["channel_names"] = {"0": "T2"}
     made.write()
@@ -102,7 +103,9 @@ def test_to_an_inventory(folders: Folders, tmp_path: Path) -> None:
     assert main(["fingerprint", *text, "-np", "0"]) == 0
     assert main(["move_plans", "-s", "4", "-sp", "nnUNetPlans", "-tp", "Moved", *text]) == 0
     assert read_json(folders.preprocessed / "Dataset005_Lab" / "Moved.json")["dataset_name"] == "Dataset005_Lab"
-    assert main(["preprocess", *text, "-plans_name", "Moved", "-c", "3d_fullres", "-np", "0"]) == 0
+    [preprocess] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  nnplug preprocess ")]
+    assert main([*shlex.split(preprocess)[1:], "-np", "0"]) == 0
+    assert (folders.preprocessed / "Dataset005_Lab" / "Moved_3d_fullres").is_dir()
 
 
 def test_channels_must_agree(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:

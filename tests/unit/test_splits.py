@@ -197,7 +197,10 @@ def test_splits_of_the_raw_data_set(
             ["--held-out", "{one}", "--group", "{patients}"],
             "--held-out {one} holds out a part of group patient_0. Hold out all of a group or nothing.",
         ),
-        (["--held-out", "0.1", "--group", "(c)"], "--held-out 0.1: there are too few cases or groups to keep some of"),
+        (
+            ["--held-out", "0.1", "--group", "(c)"],
+            "--held-out 0.1: there are too few cases, groups or cases of a stratum to keep some of",
+        ),
         (
             ["--group", "gone.csv"],
             "--group gone.csv can not be read ([Errno 2] No such file or directory: 'gone.csv').",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,6 +280,11 @@ def choose_inputs(args: argparse.Namespace) -> None:
     if args.dataset is None:
         named = args.dataset_name is not None
         args.dataset = dataset_name(args.dataset_id, args.dataset_name) if named else str(args.dataset_id)
+
+
+def cache_option(cache_dir: Path | None) -> str:
+    """The option for a command to be shown, with a blank in front; nothing where nnU-Net's variables are used."""
+    return f" --cache-dir {shlex.quote(str(cache_dir))}" if cache_dir is not None else ""
 
 
 def set_folders(args: argparse.Namespace) -> None:

@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Move."""
     from nnplug.cli import import_quickly
-    from nnplug.cli.inventory import choose_data
+    from nnplug.cli.inventory import cache_option, choose_data
 
     [target] = choose_data(args)
     moving = import_quickly("nnplug.planning.moving")
@@ -50,9 +50,10 @@ def run(args: argparse.Namespace) -> int:
         print(note)
     configuration = _main_configuration(list(moved.plans["configurations"]))
     weights = _weights(source.folder.name, source.name, configuration)
+    cache = cache_option(args.cache_dir)
     print("Run:")
-    print(f"  nnplug preprocess -d {target.name} -plans_name {moved.name} -c {configuration}")
-    print(f"  nnplug train {target.name} {configuration} 0 -p {moved.name} -pretrained_weights {weights}")
+    print(f"  nnplug preprocess -d {target.name}{cache} -plans_name {moved.name} -c {configuration}")
+    print(f"  nnplug train {target.name} {configuration} 0{cache} -p {moved.name} -pretrained_weights {weights}")
     return 0
 
 

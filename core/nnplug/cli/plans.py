@@ -162,13 +162,14 @@ def run_derive(args: argparse.Namespace) -> int:
     """Derive."""
     _check_options(args)
     file = _open(args)
+    from nnplug.cli.inventory import cache_option
     from nnplug.planning.plans_writing import check_target, write_derivation
 
     name = args.name or args.configuration
     check_target(file, args.configuration, name, args.new_plans, args.overwrite)
     derivation = _derive(args, file, f"{args.new_plans or file.name}_{name}")
     path = write_derivation(file, args.configuration, name, derivation, args.new_plans)
-    report = _report(file, derivation, path, name)
+    report = _report(file, derivation, path, name, cache_option(args.cache_dir))
     print(json.dumps(report, indent=2) if args.json else _report_text(report, derivation, args.configuration))
     return 0
 
@@ -209,17 +210,17 @@ def _derive(args: argparse.Namespace, file: PlansFile, data_identifier: str) -> 
     )
 
 
-def _report(file: PlansFile, derivation: Derivation, path: Path, name: str) -> dict[str, Any]:
+def _report(file: PlansFile, derivation: Derivation, path: Path, name: str, cache: str) -> dict[str, Any]:
     from nnplug.planning.plans_file import preprocessed_state
 
     plans = path.stem
     state = preprocessed_state(file.folder, derivation.settings["data_identifier"])
-    short = f" -p {plans}" if plans != "nnUNetPlans" else ""
+    short = cache + (f" -p {plans}" if plans != "nnUNetPlans" else "")
     trainer = f" -tr {derivation.trainer}" if derivation.trainer else ""
     commands = [f"nnplug train {file.folder.name} {name} 0{short}{trainer}"]
     if state != "yes":
         named = f" -plans_name {plans}" if plans != "nnUNetPlans" else ""
-        commands.insert(0, f"nnplug preprocess -d {file.folder.name} -c {name}{named}")
+        commands.insert(0, f"nnplug preprocess -d {file.folder.name} -c {name}{cache}{named}")
     return {
         "path": str(path),
         "plans": plans,
@@ -235,7 +236,7 @@ def _report(file: PlansFile, derivation: Derivation, path: Path, name: str) -> d
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)
+    return None if value is None else float(f"{value:.3g}")
 
 
 def _report_text(report: dict[str, Any], derivation: Derivation, base: str) -> str:

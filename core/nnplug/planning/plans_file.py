@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from copy import deepcopy
@@ -109,7 +108,7 @@ def _memory_gb(file: PlansFile, settings: dict[str, Any]) -> float | None:
             estimate = estimated_gb(planner, settings)
     except NnplugError:  # a planner that is not installed here
         return None
-    return None if estimate is None or not math.isfinite(estimate) else round(estimate, 2)
+    return None if estimate is None else float(f"{estimate:.3g}")
 
 
 def preprocessed_state(folder: Path, data_identifier: str) -> str:

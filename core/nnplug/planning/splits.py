@@ -88,7 +88,9 @@ def hold_out(
     number = min(_NUM_FOLDS_FOR_SHARE, len(set((groups or dict(zip(cases, cases, strict=True))).values())), largest)
     chosen = max(1, round(share * number))
     if number < 2 or chosen == number:
-        raise NnplugError(f"--held-out {share:g}: there are too few cases or groups to keep some of them out.")
+        raise NnplugError(
+            f"--held-out {share:g}: there are too few cases, groups or cases of a stratum to keep some of them out."
+        )
     folds = _folds(cases, number, seed, groups, strata)
     return sorted(name for fold in folds[:chosen] for name in fold)
 
