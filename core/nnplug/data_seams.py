@@ -39,11 +39,17 @@ class DataSeams(ResumableTrainer):
     # declared without types by nnU-Net
     oversample_foreground_percent: float
     dataset_class: Any
+    # one split for the training and its validation, whatever happens to the file meanwhile
+    _split: tuple[list[str], list[str]] | None = None
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        if self.fold != "all" and not overrides(self.base_trainer, "do_split"):
-            self._make_splits()
-        return super().do_split()
+        if overrides(self.base_trainer, "do_split"):
+            return super().do_split()
+        if self._split is None:
+            if self.fold != "all":
+                self._make_splits()
+            self._split = super().do_split()
+        return self._split
 
     def _make_splits(self) -> None:
         """The file that nnU-Net would make, appearing whole: other folds that start now read it at once."""

@@ -82,6 +82,9 @@ def test_splits_are_those_of_nnunet(without_splits: DatasetForTests, tiny_datase
         trainer = make_trainer(without_splits, 3)
         assert trainer.do_split() == tuple(tiny_dataset.splits[3][part] for part in ("train", "val"))
     assert without_splits.splits == tiny_dataset.splits
+    (without_splits.preprocessed_folder / "splits_final.json").unlink()
+    assert trainer.do_split()[1] == tiny_dataset.splits[3]["val"]
+    assert not (without_splits.preprocessed_folder / "splits_final.json").exists()
 
 
 def test_too_few_cases_for_nnunets_folds(without_splits: DatasetForTests) -> None:

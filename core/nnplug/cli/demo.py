@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from nnplug.cli.train import stdout_for_json
+    from nnplug.cli import stdout_for_json
 
     # nnU-Net reads this when it is imported, and starts as many processes that each import torch
     os.environ.setdefault("nnUNet_def_n_proc", "2")
