@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from nnplug import Component, NnplugError, TrainerConfig
 from nnplug.references import import_string
-from nnplug.registry import GROUP, Registry
+from nnplug.registry import GROUP, Registry, get_registry
 from support.datasets import DatasetForTests
 from support.plugin_packages import PluginSite, trainers
 
@@ -330,6 +330,24 @@ def test_settings_arrive(make_trainer: MakeTrainer) -> None:
     one_step(trainer)
     [spatial] = [t for t in trainer.dataloader_train.data_loader.transforms.transforms if hasattr(t, "rotation")]
     assert spatial.rotation == (-0.087, 0.087)
+
+
+# --- what comes with nnplug
+
+
+def test_every_built_in_with_code_of_its_own_is_described() -> None:
+    registrations = [one for found in get_registry().registrations.values() for one in found]
+    with_code = {
+        one.config.name
+        for one in registrations
+        if one.distribution == "nnplug" and (one.config.network_builder or one.config.loss_fn or one.config.sampler)
+    }
+    assert len(with_code) > 30
+    section = PAGE.partition("\n## What comes with nnplug\n")[2].partition("\n## ")[0]
+    first_cells = "".join(re.findall(r"^\| ([^|]*) \|", section, re.MULTILINE))
+    described = set(re.findall(r"`([a-z]\w+)`", first_cells))
+    assert with_code - described == set()
+    assert described - set(get_registry().registrations) == set()
 
 
 # --- what stays
