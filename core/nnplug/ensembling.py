@@ -66,7 +66,9 @@ def ensemble(
     with tempfile.TemporaryDirectory(dir=output, prefix=".nnplug-") as drafts:
         work = _Work(descriptions.reader, descriptions.labels, ending, save_probabilities, Path(drafts), output)
         failures = pool.run(_merge, work, cases, "averaging")
-    raise_problems("The ensemble", [Problem(why, _AGAIN, name) for name, why in sorted(failures.items())])
+    raise_problems(
+        "The ensemble", [Problem(why, "Mend it and run this again.", name) for name, why in sorted(failures.items())]
+    )
     # what nnplug evaluate and postprocess look for
     keep_json(output / "dataset.json", descriptions.dataset_json)
     keep_json(output / "plans.json", descriptions.plans)

@@ -76,6 +76,15 @@ def test_every_problem_of_an_ensemble_is_listed(inputs: list[Path], tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_case_that_can_not_be_averaged_is_named_and_the_others_go_on(inputs: list[Path], tmp_path: Path) -> None:
+    damaged = bytearray((inputs[1] / "a.npz").read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF  # its header is whole
+    (inputs[1] / "a.npz").write_bytes(damaged)
+    with pytest.raises(NnplugError, match=r"^The ensemble: case a: .+\. Mend it and run this again\.$"):
+        ensemble(inputs, tmp_path / "out", num_processes=0)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.x.nii.gz"]
+
+
 def test_folders_that_make_no_ensemble(inputs: list[Path], tmp_path: Path) -> None:
     first, second = inputs
     with pytest.raises(NnplugError, match=r"^There is no folder .*nowhere\.$"):

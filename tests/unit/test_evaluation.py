@@ -14,6 +14,7 @@ import nnplug
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 from nnplug import NnplugError
 from nnplug.cli import main
 from support.datasets import _threads_for_processes
@@ -199,6 +200,21 @@ def test_geometry_is_compared_and_all_problems_are_listed(folders: Callable[...,
         f"  case c2, {predictions / 'c2.nii.gz'}: its origin is 3 x 3 x 3, the truth's 0 x 0 x 0. {advice}",
     ]
     assert lines[4].startswith(f"  case c3, {truth / 'c3.nii.gz'}: it can not be read: ")
+
+
+def test_the_spacing_beside_a_tiff(tmp_path: Path) -> None:
+    voxels = np.zeros(SHAPE, np.uint8)
+    voxels[1:4, 2:6, 2:6] = 1
+    for folder, spacing in (("truth", 2.5), ("predictions", 2.0)):
+        (tmp_path / folder).mkdir()
+        tifffile.imwrite(tmp_path / folder / "c.tif", voxels)
+        (tmp_path / folder / "c.json").write_text(json.dumps({"spacing": [spacing, 1, 1]}))
+    plans = {**make_plans(), "image_reader_writer": "Tiff3DIO"}
+    write_descriptions(tmp_path / "predictions", plans, make_dataset_json(ending=".tif"))
+    with pytest.raises(
+        NnplugError, match=r"case c: its spacing is 2 x 1 x 1, the truth's 2\.5 x 1 x 1 \(in the order of"
+    ):
+        nnplug.evaluate(tmp_path / "truth", tmp_path / "predictions")
 
 
 def test_wrong_folders_and_files(folders: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:

@@ -70,8 +70,14 @@ def measure_case(settings: MeasureSettings, _name: str, files: tuple[Path, Path]
     truth, prediction = map(str, files)
     reference, properties = settings.reader().read_seg(truth)
     predicted, other = settings.reader().read_seg(prediction)
-    if reference.shape != predicted.shape or not np.allclose(properties["spacing"], other["spacing"], rtol=1e-5):
-        raise CaseFailure("its shape or spacing is not that of the truth")
+    # a reader of one's own has no header that is known, and the spacing of a TIFF is in a file beside it
+    for what, here, there in (
+        ("shape", predicted.shape[1:], reference.shape[1:]),
+        ("spacing", other["spacing"], properties["spacing"]),
+    ):
+        if not np.allclose(here, there, rtol=1e-4):
+            shown = [" x ".join(f"{value:.6g}" for value in values) for values in (here, there)]
+            raise CaseFailure(f"its {what} is {shown[0]}, the truth's {shown[1]} (in the order of the array's axes)")
     loaded = _Loaded({truth: reference, prediction: predicted})
     result = compute_metrics(truth, prediction, loaded, settings.classes, settings.ignore_label)
     ignored = None if settings.ignore_label is None else reference[0] == settings.ignore_label
