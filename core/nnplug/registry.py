@@ -22,6 +22,7 @@ from nnplug import compose, hookspecs
 from nnplug.compose import Registration, ResolvedConfig
 from nnplug.config import TrainerConfig
 from nnplug.errors import NnplugError
+from nnplug.fields import CODE_FIELDS, SETTINGS
 from nnplug.plugin_loading import (
     ClassRegistration,
     PluginRecord,
@@ -177,6 +178,9 @@ class Registry:
         ]
         if owners:
             return f"{message} There is {' and '.join(owners)}."
+        if term.name in SETTINGS:
+            value = "@NAME" if term.name in CODE_FIELDS else "VALUE"
+            return f"{message} It is a field. Write {term.name}={value}."
         match = _FILE_RECIPE.match(term.name)
         known = list(self._registrations)
         if term.name.lower().startswith("nnunet"):

@@ -241,6 +241,8 @@ def test_unknown_names(site: PluginSite) -> None:
     )
     assert unknown(registry, "uiunet") == f"Unknown trainer 'uiunet'. Did you mean 'UIUNet'? {listed}"
     assert unknown(registry, "zork") == f"Unknown trainer 'zork'. {listed}"
+    assert unknown(registry, "num_epochs") == "Unknown trainer 'num_epochs'. It is a field. Write num_epochs=VALUE."
+    assert unknown(registry, "loss_fn") == "Unknown trainer 'loss_fn'. It is a field. Write loss_fn=@NAME."
     assert unknown(registry, "kiunet_minimal+zork") == f"Unknown trainer 'zork'. {listed}"
     assert (
         unknown(registry, "nnUNetTrainerDA4")
