@@ -296,10 +296,11 @@ def test_another_network_than_the_planners(planned: Path, capsys: pytest.Capture
     plans = read_json(planned / "nnUNetPlans.json")
     plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "a.b.Other"
     (planned / "nnUNetPlans.json").write_text(json.dumps(plans))
-    assert error_of(capsys, "--name", "a", "--set", "patch_size=32,32,32") == (
-        "The network Other is not the one of the planner ExperimentPlanner (PlainConvUNet), so its stages can not be "
-        "planned anew. Keep it with --keep-network."
-    )
+    for change in (("--set", "patch_size=32,32,32"), ("-gpu_memory_target", 8)):
+        assert error_of(capsys, "--name", "a", *change) == (
+            "The network Other is not the one of the planner ExperimentPlanner (PlainConvUNet), so its stages can not "
+            "be planned anew. Keep it with --keep-network."
+        )
 
 
 def test_names(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:

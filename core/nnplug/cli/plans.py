@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,7 @@ def _add_derive(actions: Any) -> None:
         help="choose patch and batch so that the network of this trainer (as after -tr) fits the memory",
     )
     trainer.completer = complete_trainers
+    add("--trust-code", action="store_true", help="let a recipe after --for-trainer name code anywhere")
     add("--keep-network", action="store_true", help="keep the network, as pretrained weights need it")
     add("--new-plans", metavar="PLANS", help="write new plans, which have the other configurations as well")
     add("--overwrite", action="store_true", help="replace a derived configuration, or new plans, of that name")
@@ -162,14 +164,13 @@ def run_derive(args: argparse.Namespace) -> int:
     """Derive."""
     _check_options(args)
     file = _open(args)
-    from nnplug.cli.inventory import cache_option
     from nnplug.planning.plans_writing import check_target, write_derivation
 
     name = args.name or args.configuration
     check_target(file, args.configuration, name, args.new_plans, args.overwrite)
     derivation = _derive(args, file, f"{args.new_plans or file.name}_{name}")
     path = write_derivation(file, args.configuration, name, derivation, args.new_plans)
-    report = _report(file, derivation, path, name, cache_option(args.cache_dir))
+    report = _report(args, file, derivation, path, name)
     print(json.dumps(report, indent=2) if args.json else _report_text(report, derivation, args.configuration))
     return 0
 
@@ -198,7 +199,13 @@ def _derive(args: argparse.Namespace, file: PlansFile, data_identifier: str) -> 
         from nnplug.planning.trainer_fit import derive_for_trainer
 
         return derive_for_trainer(
-            file, args.configuration, changes, args.for_trainer, data_identifier=data_identifier, target_gb=target
+            file,
+            args.configuration,
+            changes,
+            args.for_trainer,
+            data_identifier=data_identifier,
+            target_gb=target,
+            trust_code=args.trust_code,
         )
     return derive(
         file,
@@ -210,17 +217,12 @@ def _derive(args: argparse.Namespace, file: PlansFile, data_identifier: str) -> 
     )
 
 
-def _report(file: PlansFile, derivation: Derivation, path: Path, name: str, cache: str) -> dict[str, Any]:
+def _report(args: argparse.Namespace, file: PlansFile, derivation: Derivation, path: Path, name: str) -> dict[str, Any]:
     from nnplug.planning.plans_file import preprocessed_state
 
     plans = path.stem
     state = preprocessed_state(file.folder, derivation.settings["data_identifier"])
-    short = cache + (f" -p {plans}" if plans != "nnUNetPlans" else "")
-    trainer = f" -tr {derivation.trainer}" if derivation.trainer else ""
-    commands = [f"nnplug train {file.folder.name} {name} 0{short}{trainer}"]
-    if state != "yes":
-        named = f" -plans_name {plans}" if plans != "nnUNetPlans" else ""
-        commands.insert(0, f"nnplug preprocess -d {file.folder.name} -c {name}{cache}{named}")
+    commands = _next_commands(args, file.folder.name, plans, name)
     return {
         "path": str(path),
         "plans": plans,
@@ -231,8 +233,19 @@ def _report(file: PlansFile, derivation: Derivation, path: Path, name: str, cach
         "trainer_memory_gb": _rounded(derivation.trainer_gb),
         "preprocessing_changed_by": derivation.data_changes,
         "preprocessed": state,
-        "next": commands,
+        "next": commands if state != "yes" else commands[1:],
     }
+
+
+def _next_commands(args: argparse.Namespace, dataset: str, plans: str, name: str) -> list[str]:
+    from nnplug.cli.inventory import cache_option
+
+    cache, is_default = cache_option(args.cache_dir), plans == "nnUNetPlans"
+    trainer = f" -tr {shlex.quote(args.for_trainer)}" if args.for_trainer is not None else ""
+    return [
+        f"nnplug preprocess -d {dataset} -c {name}{cache}{'' if is_default else f' -plans_name {plans}'}",
+        f"nnplug train {dataset} {name} 0{cache}{'' if is_default else f' -p {plans}'}{trainer}",
+    ]
 
 
 def _rounded(value: float | None) -> float | None:

@@ -30,6 +30,10 @@ Size = tuple[int, ...]
 _UNLIMITED_POOLING = 999999
 
 
+class NoPatchError(NnplugError):
+    """The memory is too little for any patch."""
+
+
 @contextmanager
 def planner_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], folder: Path) -> Iterator[ExperimentPlanner]:
     """The planner that made these plans, for a ``with`` block, with its own memory target.
@@ -131,8 +135,10 @@ def plan_network(
         ``patch_size``, ``batch_size``, ``architecture``.
 
     Raises:
-        NnplugError: the memory is too little for any patch.
+        NoPatchError: the memory is too little.
+        NnplugError: the configuration's network is not the planner's.
     """
+    _check_own_network(planner, base)
     before = planner.UNet_vram_target_GB
     planner.UNet_vram_target_GB = before if target_gb is None else target_gb
     try:
@@ -146,7 +152,7 @@ def plan_network(
         planner.UNet_vram_target_GB = before
     # the planner goes on until nothing is left
     if chosen is None or len(chosen["architecture"]["arch_kwargs"]["strides"]) < 2:
-        raise NnplugError("There is no patch for so little memory that a network could pool. Give more.")
+        raise NoPatchError("There is no patch for so little memory that a network could pool. Give more.")
     return as_plain_json({key: chosen[key] for key in ("patch_size", "batch_size", "architecture")})
 
 
@@ -166,13 +172,8 @@ def network_for_patch(
     Raises:
         NnplugError: the configuration's network is not the planner's.
     """
+    _check_own_network(planner, base)
     architecture = base["architecture"]
-    name = architecture["network_class_name"].rpartition(".")[2]
-    if name != planner.UNet_class.__name__:
-        raise NnplugError(
-            f"The network {name} is not the one of the planner {type(planner).__name__} "
-            f"({planner.UNet_class.__name__}), so its stages can not be planned anew. Keep it with --keep-network."
-        )
     _, strides, kernels, fitting, _ = get_pool_and_conv_props(
         base["spacing"], patch_size, planner.UNet_featuremap_min_edge_length, _UNLIMITED_POOLING
     )
@@ -189,6 +190,15 @@ def network_for_patch(
         "n_conv_per_stage_decoder": planner.UNet_blocks_per_stage_decoder[: num_stages - 1],
     }
     return as_plain_json({**architecture, "arch_kwargs": arch_kwargs}), tuple(int(side) for side in fitting)
+
+
+def _check_own_network(planner: ExperimentPlanner, base: Mapping[str, Any]) -> None:
+    name = base["architecture"]["network_class_name"].rpartition(".")[2]
+    if name != planner.UNet_class.__name__:
+        raise NnplugError(
+            f"The network {name} is not the one of the planner {type(planner).__name__} "
+            f"({planner.UNet_class.__name__}), so its stages can not be planned anew. Keep it with --keep-network."
+        )
 
 
 def _num_channels(planner: ExperimentPlanner) -> int:

@@ -33,7 +33,14 @@ from nnplug.planning.derivation import (
     voxels_of_dataset,
     with_median,
 )
-from nnplug.planning.planner import estimated_gb, limited_batch, network_for_patch, plan_network, planner_of
+from nnplug.planning.planner import (
+    NoPatchError,
+    estimated_gb,
+    limited_batch,
+    network_for_patch,
+    plan_network,
+    planner_of,
+)
 from nnplug.planning.plans_file import PlansFile
 from nnplug.resolved import ResolvedConfig
 from nnplug.testing.costs import costs_of
@@ -68,6 +75,7 @@ def derive_for_trainer(
     *,
     data_identifier: str,
     target_gb: float | None = None,
+    trust_code: bool = False,
 ) -> Derivation:
     """Derive a configuration whose patch and batch a trainer's network can be trained with.
 
@@ -78,11 +86,12 @@ def derive_for_trainer(
         trainer: as after ``-tr``.
         data_identifier: name for the preprocessed cases where the base's can not be used.
         target_gb: memory in gigabytes; None takes that of the planner.
+        trust_code: as in ``nnplug.resolve``, for a trainer that is a recipe file.
 
     Raises:
         NnplugError: the trainer sets another patch or batch itself, its memory can not be counted, nothing fits.
     """
-    resolved = registry.get_registry().resolve(trainer)
+    resolved = registry.get_registry().resolve(trainer, trust_code=trust_code)
     changes = _with_own_sizes(changes, resolved)
     base = file.configuration(configuration)
     settings = with_median({**base, **changes}, base)
@@ -146,7 +155,7 @@ def _with_patch(
     for _ in range(_MOST_ATTEMPTS):
         try:
             chosen = plan_network(task.planner, settings, share, num_voxels)
-        except NnplugError:
+        except NoPatchError:
             break
         tried = _adapted(task, {**settings, **chosen, "batch_size": batch_size})
         needed = _trainer_gb(task, tried)
