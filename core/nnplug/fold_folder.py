@@ -162,7 +162,8 @@ def fold_lock(fold_folder: Path) -> Iterator[None]:
         owner_file.unlink(missing_ok=True)
         is_unused = not fold_folder.exists()
         if is_unused:
-            Path(lock.lock_file).unlink()  # while it is held: who waits for it notices, and makes a new one
+            with suppress(OSError):  # while it is held: who waits for it notices, and makes a new one
+                Path(lock.lock_file).unlink()
         lock.release()
         if is_unused:
             _remove_empty(fold_folder.parent, fold_folder.parent.parent)

@@ -144,7 +144,8 @@ def _write_builder(settings: dict[str, Any], component: Component, resolved: Res
     unknown = [key for key in component.kwargs if key not in accepted and not takes_any]
     if unknown:
         raise NnplugError(
-            f"network_builder {reference} has no setting '{unknown[0]}'. It takes: {', '.join(accepted)}."
+            f"network_builder {reference} has no setting '{unknown[0]}'{did_you_mean(unknown[0], accepted)}. "
+            f"It takes: {', '.join(accepted)}."
         )
     set_by_parts = (resolved.config.plans or {}).get("architecture", {}).get("arch_kwargs", {})
     twice = [key for key in component.kwargs if key in set_by_parts]
