@@ -148,6 +148,11 @@ def test_what_is_there_is_kept(folders: Folders, capsys: pytest.CaptureFixture[s
 
 
 def test_wrong_data_sets(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["move_plans", "-s", "4", "-sp", "nnUNetPlans"]) == 2
+    assert capsys.readouterr().err == (
+        "nnplug: error: Which data set gets the plans? Give -t ID, or --inventory FILE --dataset-id N --cache-dir "
+        "DIR.\n"
+    )
     assert error_of(capsys, source=901) == (
         "Dataset901_Tiny is source and target. To copy plans in one data set: nnplug plans derive"
     )

@@ -26,12 +26,12 @@ from torch import nn
 
 class Hungry(nn.Module):
     # keeps many large maps
-    def __init__(self, input_channels, num_classes, deep_supervision, num_maps=60, **_):
+    def __init__(self, input_channels, num_classes, deep_supervision, num_maps=20, **_):
         super().__init__()
-        layers = [nn.Conv3d(input_channels, 16, 3, padding=1)]
+        layers = [nn.Conv3d(input_channels, 48, 3, padding=1)]
         for _ in range(num_maps):
-            layers += [nn.Conv3d(16, 16, 3, padding=1), nn.Sigmoid()]
-        self.layers = nn.Sequential(*layers, nn.Conv3d(16, num_classes, 1))
+            layers += [nn.Conv3d(48, 48, 3, padding=1), nn.Sigmoid()]
+        self.layers = nn.Sequential(*layers, nn.Conv3d(48, num_classes, 1))
 
     def forward(self, x):
         return self.layers(x)
@@ -53,7 +53,7 @@ TRAINERS = """
 @nnplug.hookimpl
 def register_trainers(register):
     register(TrainerConfig(name="stock"))
-    for name, num_maps in (("Hungry", 60), ("Choosy", 20), ("Looking", 0), ("Light", 1)):
+    for name, num_maps in (("Hungry", 20), ("Choosy", 8), ("Looking", 0), ("Light", 1)):
         network = Component(f"acme_nets.net:{name}", num_maps=num_maps)
         register(TrainerConfig(name=name.lower(), network_builder=network))
 """
@@ -177,7 +177,7 @@ def test_what_was_derived_is_trained(
     dataset = tiny_prepared.private_copy(tmp_path / "private")
     with dataset.activated():
         command = ["plans", "derive", "-d", "901", "-c", "3d_fullres", "--name", "3d_small"]
-        assert main([*command, "--for-trainer", "light", "-gpu_memory_target", "0.003"]) == 0
+        assert main([*command, "--for-trainer", "light", "-gpu_memory_target", "0.008"]) == 0
     patch = read_json(dataset.preprocessed_folder / "nnUNetPlans.json")["configurations"]["3d_small"]["patch_size"]
     assert patch < [24, 28, 24]
     short = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "mirror_axes": ()}

@@ -38,7 +38,12 @@ def run(args: argparse.Namespace) -> int:
     """Move."""
     from nnplug.cli import import_quickly
     from nnplug.cli.inventory import cache_option, choose_data
+    from nnplug.errors import NnplugError
 
+    if not args.datasets and args.inventory is None:
+        raise NnplugError(
+            "Which data set gets the plans? Give -t ID, or --inventory FILE --dataset-id N --cache-dir DIR."
+        )
     [target] = choose_data(args)
     moving = import_quickly("nnplug.planning.moving")
     from nnplug.planning.plans_file import open_plans
