@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from nnplug.cli import main
+from nnplug.planning.preprocessing import preprocessing_key
 from support.datasets import DatasetForTests, environment
 from support.preprocessed import read_json
 
@@ -126,6 +127,9 @@ def test_a_patch_gets_a_network(planned: Path) -> None:
     assert kwargs["n_stages"] == 6
     assert (len(kwargs["n_conv_per_stage"]), len(kwargs["n_conv_per_stage_decoder"])) == (6, 5)
     assert "data_identifier" not in made
+    # the cases are the same: neither configuration makes those of the other stale
+    plans, dataset_json = read_json(planned / "nnUNetPlans.json"), read_json(planned / "dataset.json")
+    assert preprocessing_key(plans, "3d_large", dataset_json) == preprocessing_key(plans, "3d_fullres", dataset_json)
 
 
 def test_another_spacing_needs_other_cases(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
