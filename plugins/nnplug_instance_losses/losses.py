@@ -121,17 +121,19 @@ class InstanceLoss(nn.Module):
             # not a product: logits of ignored voxels may be anything, infinite too
             logits = logits.masked_fill(~components.valid, 0)
         if self.context.has_regions:
-            probabilities = logits.sigmoid()
-            opposite = (-logits).sigmoid() if self.cross_entropy else None
+            log_p = functional.logsigmoid(logits)
+            log_opposite = functional.logsigmoid(-logits) if self.cross_entropy else None
         else:
-            probabilities, opposite = logits.softmax(1), None
-        sums = sum_components(probabilities, opposite, components, cross_entropy=self.cross_entropy)
+            log_p, log_opposite = logits.log_softmax(1), None
+        sums = sum_components(log_p, log_opposite, components, cross_entropy=self.cross_entropy)
         value = weight_instance * self._instance_term(sums, components)
         if weight_global == 0:
             return value
-        return value + weight_global * (
-            self._cross_entropy(logits, target, components.valid) - self._dice(sums, components)
-        )
+        if self.context.has_regions:
+            cross_entropy = self._of_regions(logits, target, components.valid)
+        else:
+            cross_entropy = self._of_labels(log_p, target, components.valid)
+        return value + weight_global * (cross_entropy - self._dice(sums, components))
 
     # --- the components
 
@@ -170,15 +172,16 @@ class InstanceLoss(nn.Module):
         overlap, background, labelled = volumes
         return ((2 * overlap + SMOOTH) / (overlap + background + labelled + SMOOTH)).mean()
 
-    def _cross_entropy(self, logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-        """nnU-Net's: mean over the voxels; with regions and an ignore label the sum over the regions of that."""
-        if not self.context.has_regions:
-            labels = target[:, 0].long()
-            if valid is None:
-                return functional.cross_entropy(logits, labels)
-            ignored = self.context.ignore_label
-            total = functional.cross_entropy(logits, labels, ignore_index=ignored, reduction="sum")
-            return total / valid.sum().clamp(min=1)
+    def _of_labels(self, log_p: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        """nnU-Net's cross-entropy: mean over the voxels."""
+        labels = target[:, 0].long()
+        if valid is None:
+            return functional.nll_loss(log_p, labels)
+        total = functional.nll_loss(log_p, labels, ignore_index=self.context.ignore_label, reduction="sum")
+        return total / valid.sum().clamp(min=1)
+
+    def _of_regions(self, logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        """nnU-Net's cross-entropy: mean over the voxels, with an ignore label the sum over the regions of that."""
         regions = target[:, : self.context.num_classes].to(logits)
         if valid is None:
             return functional.binary_cross_entropy_with_logits(logits, regions)

@@ -14,7 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 _BLOCK = 2**14
-_LEAST = torch.finfo(torch.float32).tiny  # of a probability, so that its logarithm is finite
+_FAINT = 1e-30
 
 
 @dataclass(frozen=True)
@@ -170,77 +170,105 @@ class Sums(NamedTuple):
 class _Sum(torch.autograd.Function):
     """Sums of probabilities (B, C, N) and of their cross-entropy, see :class:`Sums`.
 
-    ``opposite`` (B, F, N) is 1 - probability where the C channels are independent (regions), None where they sum to 1.
-    Neither is computed as a difference, which would lose the digits that the cross-entropy needs.
+    ``log_p`` (B, C, N) are the logarithms of the probabilities. ``log_opposite`` (B, F, N) are those of 1 - probability
+    where the C channels are independent (regions), None where they sum to 1. Probabilities of voxels that are sure and
+    wrong are 0 in float32, their logarithms are not, so they keep their gradient.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        probabilities: torch.Tensor,
-        opposite: torch.Tensor | None,
+        log_p: torch.Tensor,
+        log_opposite: torch.Tensor | None,
         components: Components,
         cross_entropy: bool,
     ) -> tuple[torch.Tensor | None, ...]:
         ctx.components, ctx.cross_entropy = components, cross_entropy
         num_classes, num_components = components.shape[1], components.first[-1]
-        rest = probabilities[:, -num_classes:].clone(memory_format=torch.contiguous_format)
+        rest = log_p[:, -num_classes:].exp().contiguous()
         values = rest.view(-1).index_select(0, components.voxels)
-        ctx.save_for_backward(probabilities, opposite, values)
+        ctx.save_for_backward(log_p, log_opposite, values)
         components.remove_components(rest)
         inside = segment_sums(values, components.numbers, num_components)
         background, around = rest.sum(2), components.sum_around(rest)
         if not cross_entropy:
             return inside, background, around, None, None
-        surprise = values.clamp(min=_LEAST).log_().neg_()
-        inside_ce = segment_sums(surprise, components.numbers, num_components)
-        torch.clamp(_others(probabilities, opposite, num_classes), min=_LEAST, out=rest)
-        components.remove_components(rest.log_().neg_())
-        return inside, background, around, inside_ce, components.sum_around(rest)
+        log_inside = log_p.reshape(-1).index_select(0, _in_all_channels(components, log_p.shape[1]))
+        inside_ce = -segment_sums(log_inside, components.numbers, num_components)
+        rest.copy_(_log_of_others(log_p, log_opposite, num_classes))
+        return inside, background, around, inside_ce, -components.sum_around(components.remove_components(rest))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inside, background, around, inside_ce, around_ce = grads
         components: Components = ctx.components
-        probabilities, opposite, values = ctx.saved_tensors
+        log_p, log_opposite, values = ctx.saved_tensors
         num_classes = components.shape[1]
-        grad = torch.empty_like(probabilities, memory_format=torch.contiguous_format)
+        grad = torch.empty_like(log_p, memory_format=torch.contiguous_format)
         grad[:, :-num_classes] = 0
         own, grad_opposite = grad[:, -num_classes:], None
         components.spread_around(around, background, own)
-        at_voxels = inside.index_select(0, components.numbers)
+        own *= log_p[:, -num_classes:].exp()
+        at_voxels = inside.index_select(0, components.numbers) * values
         if ctx.cross_entropy:
-            at_voxels -= inside_ce.index_select(0, components.numbers) / values.clamp(min=_LEAST)
+            at_voxels -= inside_ce.index_select(0, components.numbers)
         grad.view(-1).index_copy_(0, _in_all_channels(components, grad.shape[1]), at_voxels)
         if ctx.cross_entropy:
-            # of -log(1 - p): divided by a sum of others, of each of which it is the negative gradient
-            others = _others(probabilities, opposite, num_classes).clamp(min=_LEAST)
-            weight = components.spread_around(around_ce, torch.zeros_like(background), torch.empty_like(others))
-            weight = components.remove_components(weight).div_(others)
-            if opposite is not None:
+            weight = torch.empty(components.shape, dtype=grad.dtype, device=grad.device)
+            components.spread_around(around_ce, torch.zeros_like(background), weight)
+            components.remove_components(weight)
+            if log_opposite is not None:
                 grad_opposite = weight.neg_()
-            elif num_classes == 1:
-                grad[:, :1] -= weight
             else:
-                grad -= weight.sum(1, keepdim=True)
-                own += weight
+                _subtract_others(grad, weight, log_p)
         if components.valid is not None:
             grad.masked_fill_(~components.valid, 0)
         return grad, grad_opposite, None, None
 
 
-def _others(probabilities: torch.Tensor, opposite: torch.Tensor | None, num_classes: int) -> torch.Tensor:
-    """1 - probability of each foreground class, (B, F, N)."""
-    if opposite is not None:
-        return opposite
-    first = probabilities.shape[1] - num_classes
+def _log_of_others(log_p: torch.Tensor, log_opposite: torch.Tensor | None, num_classes: int) -> torch.Tensor:
+    """log(1 - probability) of each foreground class, (B, F, N)."""
+    if log_opposite is not None:
+        return log_opposite
     if num_classes == 1:
-        return probabilities[:, :1]
-    sums = [
-        probabilities[:, :c].sum(1) + probabilities[:, c + 1 :].sum(1) for c in range(first, probabilities.shape[1])
-    ]
+        return log_p[:, :1]
+    others = _others(log_p.exp())
+    faint = _faint(others)
+    others.log_()[faint] = _columns_of_others(log_p, faint).logsumexp(1)
+    return others
+
+
+def _subtract_others(grad: torch.Tensor, weight: torch.Tensor, log_p: torch.Tensor) -> None:
+    """Subtract from ``grad`` (B, C, N) the gradient of log(1 - probability), times ``weight`` (B, F, N)."""
+    if weight.shape[1] == 1:
+        grad[:, :1] -= weight
+        return
+    p = log_p.exp()
+    others = _others(p)
+    faint = _faint(others)
+    at_faint = weight[faint][:, None] * _columns_of_others(log_p, faint).softmax(1)
+    weight.div_(others)[faint] = 0
+    grad[:, 1:].addcmul_(weight, p[:, 1:])
+    grad -= p.mul_(weight.sum(1, keepdim=True))
+    grad[faint[0], :, faint[2]] -= at_faint  # a voxel has one class at most that is all but sure
+
+
+def _others(p: torch.Tensor) -> torch.Tensor:
+    """1 - probability of each class but the first, (B, F, N): the sum of the others; a difference loses digits."""
+    sums = [p[:, :c].sum(1) + p[:, c + 1 :].sum(1) for c in range(1, p.shape[1])]
     return torch.stack(sums, dim=1)
+
+
+def _faint(others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Where that sum is, or soon would be, 0 in float32."""
+    return (others < _FAINT).nonzero(as_tuple=True)
+
+
+def _columns_of_others(log_p: torch.Tensor, places: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """(M, C) the classes' ``log_p`` at M places in (B, F, N), without the class of the place."""
+    samples, classes, voxels = places
+    return log_p[samples, :, voxels].scatter_(1, classes[:, None] + 1, -torch.inf)
 
 
 def _in_all_channels(components: Components, num_channels: int) -> torch.Tensor:
@@ -254,14 +282,14 @@ def _in_all_channels(components: Components, num_channels: int) -> torch.Tensor:
 
 
 def sum_components(
-    probabilities: torch.Tensor, opposite: torch.Tensor | None, components: Components, *, cross_entropy: bool
+    log_p: torch.Tensor, log_opposite: torch.Tensor | None, components: Components, *, cross_entropy: bool
 ) -> Sums:
     """Sums over the components of a batch and what is around them.
 
     Args:
-        probabilities: (B, C, N).
-        opposite: (B, F, N), 1 - probability, where the channels are independent; None where they sum to 1.
+        log_p: (B, C, N), logarithms of the probabilities.
+        log_opposite: (B, F, N), those of 1 - probability, where the channels are independent; None where they sum to 1.
         components: where the components are.
         cross_entropy: the sums of the cross-entropy too.
     """
-    return Sums(*_Sum.apply(probabilities, opposite, components, cross_entropy))
+    return Sums(*_Sum.apply(log_p, log_opposite, components, cross_entropy))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,28 @@ def test_sure_and_wrong_logits_are_finite(loss: type[InstanceLoss], kind: str) -
         assert torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("kind", ["labels", "two labels", "regions"])
+@pytest.mark.parametrize("loss", [BlobDiceCELoss, RegionDiceCELoss])
+def test_sure_and_wrong_voxels_keep_their_gradient(loss: type[InstanceLoss], kind: str) -> None:
+    """As cross-entropy has it: probability less target. The probabilities themselves are 0 in float32."""
+    num_classes = 2 if kind == "two labels" else 3
+    context = context_for("regions" if kind == "regions" else "labels", num_classes=num_classes)
+    labels = torch.zeros(1, 1, 8, 8, dtype=torch.int16)
+    labels[..., 2:4, 2:4] = 1  # one component: its cell is the whole image
+    target = target_of(labels, kind)[:, : num_classes - 1]
+    definition = partial(instance_term, context, cells=loss.cells, ce=True, connectivity="full")
+    for certainty in (50, 500):
+        wrong = -sure(target, kind, certainty)[:, : context.num_classes]
+        wrong[:, 0] += 0.1 * certainty  # one of the wrong classes is the likeliest
+        _, gradient = value_and_gradient(loss(context, weight_global=0), wrong, target)
+        _, exact = value_and_gradient(definition, wrong.double(), target)
+        torch.testing.assert_close(gradient.double(), exact, rtol=1e-5, atol=1e-9)
+        if kind == "two labels":
+            _, expected = value_and_gradient(functional.cross_entropy, wrong, target[:, 0].long())
+            assert expected.abs().min() > 0.01
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=0)
+
+
 @every_kind
 @every_loss
 def test_gradient_by_finite_differences(loss: type[InstanceLoss], kind: str) -> None:
@@ -339,9 +362,9 @@ def test_gradient_by_finite_differences(loss: type[InstanceLoss], kind: str) -> 
     logits = noise(context, target).double().requires_grad_()
 
     def sums(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        probabilities = logits.sigmoid() if context.has_regions else logits.softmax(1)
-        opposite = (-logits).sigmoid() if context.has_regions else None
-        made = sum_components(probabilities, opposite, components, cross_entropy=loss.cross_entropy)
+        log_p = functional.logsigmoid(logits) if context.has_regions else logits.log_softmax(1)
+        log_opposite = functional.logsigmoid(-logits) if context.has_regions else None
+        made = sum_components(log_p, log_opposite, components, cross_entropy=loss.cross_entropy)
         return tuple(values for values in made if values is not None)
 
     assert torch.autograd.gradcheck(sums, (logits,), fast_mode=True)
