@@ -71,6 +71,8 @@ class InstanceLoss(nn.Module):
         self.weight_global, self.weight_instance = weight_global, weight_instance
         self.deep_supervision = deep_supervision
         self.channels = InstanceChannels(context, connectivity, cells=self.cells)
+        if weight_instance == 0:
+            self.target_transform = None
 
     def target_transform(self) -> InstanceChannels:
         """Makes the components or cells in the loader's workers."""
@@ -91,7 +93,9 @@ class InstanceLoss(nn.Module):
         """
         supervised = isinstance(output, list | tuple)
         outputs, targets = (output, target) if supervised else ([output], [target])
-        if extra is None:
+        if self.weight_instance == 0:
+            extra = [None] * len(targets)
+        elif extra is None:
             extra = self.channels.of_batch(targets)
         elif not supervised:
             extra = [extra]
@@ -109,31 +113,42 @@ class InstanceLoss(nn.Module):
         self,
         logits: torch.Tensor,
         target: torch.Tensor,
-        ids: torch.Tensor,
+        ids: torch.Tensor | None,
         weight_global: float,
         weight_instance: float,
     ) -> torch.Tensor:
         logits = logits.flatten(2)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         target = target.flatten(2)
-        components = find_components(target, ids.flatten(2), self.context, cells=self.cells)
+        # both come from settings, so that every process decides alike and meets the others in their collective calls
+        has_instances, cross_entropy = weight_instance != 0, weight_instance != 0 and self.cross_entropy
+        if not has_instances:
+            ids = self._one_id_a_class(target)
+        components = find_components(target, ids.flatten(2), self.context, cells=self.cells and has_instances)
         if components.valid is not None:
             # not a product: logits of ignored voxels may be anything, infinite too
             logits = logits.masked_fill(~components.valid, 0)
         if self.context.has_regions:
             log_p = functional.logsigmoid(logits)
-            log_opposite = functional.logsigmoid(-logits) if self.cross_entropy else None
+            log_opposite = functional.logsigmoid(-logits) if cross_entropy else None
         else:
             log_p, log_opposite = logits.log_softmax(1), None
-        sums = sum_components(log_p, log_opposite, components, cross_entropy=self.cross_entropy)
-        value = weight_instance * self._instance_term(sums, components)
-        if weight_global == 0:
+        sums = sum_components(log_p, log_opposite, components, cross_entropy=cross_entropy)
+        value = weight_instance * self._instance_term(sums, components) if has_instances else 0
+        if weight_global == 0 and has_instances:
             return value
         if self.context.has_regions:
-            cross_entropy = self._of_regions(logits, target, components.valid)
+            voxel_loss = self._of_regions(logits, target, components.valid)
         else:
-            cross_entropy = self._of_labels(log_p, target, components.valid)
-        return value + weight_global * (cross_entropy - self._dice(sums, components))
+            voxel_loss = self._of_labels(log_p, target, components.valid)
+        return value + weight_global * (voxel_loss - self._dice(sums, components))
+
+    def _one_id_a_class(self, target: torch.Tensor) -> torch.Tensor:
+        """Ids for nnU-Net's part alone: (B, 1, N), with regions (B, F, N)."""
+        if not self.context.has_regions:
+            return target.int()
+        regions = target[:, : self.context.num_classes] > 0
+        return regions * torch.arange(1, regions.shape[1] + 1, dtype=torch.int32, device=target.device)[:, None]
 
     # --- the components
 

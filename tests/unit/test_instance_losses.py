@@ -13,6 +13,7 @@ import pytest
 import torch
 from nnplug import LossContext, NnplugError
 from nnplug.loss_contract import traits_of
+from nnplug_instance_losses.channels import InstanceChannels
 from nnplug_instance_losses.losses import (
     BlobDiceCELoss,
     BlobDiceLoss,
@@ -392,6 +393,31 @@ def test_outputs_are_weighted_as_nnunet_weights_them(loss: type[InstanceLoss], k
     rest = [stock(*tensors).item() for tensors in zip(outputs, targets, extra, strict=True)]
     value = loss(context, deep_supervision="full")(outputs, targets).item()
     assert value == pytest.approx(one[0] - rest[0] + 0.6 * rest[0] + 0.4 * rest[1], rel=1e-5)
+
+
+@every_kind
+@every_loss
+def test_no_components_where_their_weight_is_0(
+    loss: type[InstanceLoss], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_for, summed = [], []
+    find, term = InstanceChannels.of_sample, InstanceLoss._instance_term
+    monkeypatch.setattr(InstanceChannels, "of_sample", lambda *args: looked_for.append(1) or find(*args))
+    monkeypatch.setattr(InstanceLoss, "_instance_term", lambda *args: summed.append(1) or term(*args))
+    context = context_for(kind, supervision_weights=(0.6, 0.3, 0.1))
+    outputs, targets = pyramid(context, target_of(blobs(), kind))
+    without = loss(context, weight_instance=0)
+    assert traits_of(without, loss).target_transform is None
+    value, gradient = value_and_gradient(lambda logits: without([logits, *outputs[1:]], targets), outputs[0])
+    assert looked_for == summed == []
+    assert gradient.any()
+    assert value > -1
+    loss(context, deep_supervision="full")(outputs, targets)
+    assert len(summed) == 1
+    # DDP needs a gradient of every output, also where it is 0
+    lower = outputs[1].clone().requires_grad_()
+    loss(context, weight_global=0, deep_supervision="full")([outputs[0], lower, outputs[2]], targets).backward()
+    assert not lower.grad.any()
 
 
 def test_components_are_those_of_the_full_resolution() -> None:
