@@ -305,7 +305,8 @@ def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
     with pytest.raises(
-        NnplugError, match=r"Could not write .*the models of m\.zip: No space left on device .* unchanged\. Free some space"
+        NnplugError,
+        match=r"Could not write .*the models of m\.zip: No space left on device .* unchanged\. Free some space",
     ):
         install_models(file, results=target)
     assert everything_in(target) == []
