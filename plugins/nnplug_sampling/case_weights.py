@@ -49,11 +49,16 @@ def read_weights(folder: Path, file_name: str) -> dict[str, float]:
 
 
 def write_weights(folder: Path, file_name: str, weights: Mapping[str, float]) -> None:
-    """Write a file that :func:`read_weights` reads."""
+    """Write a file that :func:`read_weights` reads; it is the old or the new one, whole, whenever the process ends."""
     path = folder / file_name
     lines = ["case,weight", *(f"{case},{weight}" for case, weight in weights.items())]
     text = "\n".join(lines) if path.suffix.lower() == ".csv" else json.dumps(weights)
-    path.write_text(text + "\n", encoding="utf-8")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sampling_probabilities(
@@ -87,12 +92,15 @@ def keep_with_fold(run: TrainingRun, file_name: str) -> None:
     """Write the weights into the fold's folder; a training that goes on must have those that are there.
 
     Raises:
-        NnplugError: other weights than before.
+        NnplugError: other weights than before, or what is there can not be read.
     """
     weights = read_weights(Path(os.environ["nnUNet_preprocessed"], run.dataset), file_name)
     record = run.output_folder / _RECORD_NAME
     if run.is_resumed and record.exists():
-        before = json.loads(record.read_text(encoding="utf-8"))
+        try:
+            before = read_weights(run.output_folder, _RECORD_NAME)
+        except NnplugError as error:
+            raise NnplugError(f"{error} Restore what the training began with, or start anew with --restart.") from None
         changed = sorted(case for case in {*before, *weights} if before.get(case) != weights.get(case))
         if changed:
             first = f"{changed[0]} had {before.get(changed[0], 'none')} and has {weights.get(changed[0], 'none')} now"
