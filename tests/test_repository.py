@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import nnplug
 import pytest
 from packaging.requirements import Requirement
 from support.commands import clean_environment
@@ -158,6 +159,11 @@ def test_licence_is_apache() -> None:
 def test_entry_points_name_packages_that_are_here() -> None:
     named = set(PYPROJECT["project"]["entry-points"]["nnplug"].values())
     assert named <= {*PLUGINS, *CONFIG_PACKAGES}
+
+
+@pytest.mark.parametrize("name", sorted(PYPROJECT["project"]["entry-points"]["nnplug"].values()))
+def test_plugins_say_which_api_they_are_written_for(name: str) -> None:
+    assert importlib.import_module(name).NNPLUG_API == nnplug.API_VERSION
 
 
 def test_documents_link_to_files_that_exist() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import nnplug
 
+NNPLUG_API = 1
+
 
 @nnplug.hookimpl
 def register_recipes() -> Path:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from nnplug import TrainerConfig, hookimpl
 
+NNPLUG_API = 1
+
 _BLOB = "Kofler et al. 2022, arXiv:2205.08209"
 _REGION = "Jaus et al. 2024, arXiv:2410.18684; Bouteille et al. 2025, arXiv:2511.17146"
 

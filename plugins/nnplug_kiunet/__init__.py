@@ -13,12 +13,14 @@ from typing import Any
 
 from nnplug import Component, TrainerConfig, hookimpl
 
+NNPLUG_API = 1
+
 # name -> (what it is, settings of the network)
 _TRAINERS: dict[str, tuple[str, dict[str, Any]]] = {
     "kiunet": ("KiU-Net: a second branch works at twice the resolution; max-pooling", {}),
     "kiunet_conv": ("KiU-Net with strided convolutions instead of max-pooling", {"pool": "conv"}),
     "kiunet_minimal": (
-        "KiU-Net for a GPU with 24 GB: narrower, with one convolution a stage",
+        "KiU-Net for a GPU with 24 GB (counted): narrower, with one convolution a stage",
         {
             "pool": "conv",
             "n_conv_per_stage": 1,
@@ -27,7 +29,7 @@ _TRAINERS: dict[str, tuple[str, dict[str, Any]]] = {
             "max_ki_memory": 24,
         },
     ),
-    "kiunet_large": ("KiU-Net for a GPU with 48 GB: a wider second branch", {"max_ki_memory": 128}),
+    "kiunet_large": ("KiU-Net for a GPU with 48 GB (counted): a wider second branch", {"max_ki_memory": 128}),
 }
 
 

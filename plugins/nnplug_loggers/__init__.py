@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from nnplug import EpochMetrics, NnplugError, TrainingRun, hookimpl
 
+NNPLUG_API = 1
+
 
 class Log(Protocol):
     """One file or folder that a training is written to."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from nnplug import TrainerConfig, hookimpl
 
+NNPLUG_API = 1
+
 # name -> (what it is, paper, whether it has supervision heads)
 _NETWORKS = {
     "segresnet": ("SegResNet: residual encoder, light decoder", "Myronenko 2018, arXiv:1810.11654", False),

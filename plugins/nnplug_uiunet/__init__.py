@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from nnplug import Component, TrainerConfig, hookimpl
 
+NNPLUG_API = 1
+
 _NETWORK = "nnplug_uiunet.network:UIUNet"
 _SOURCE = "Wu, Hong, Chanussot: UIU-Net, IEEE TIP 2023, arXiv:2212.00968; written from the paper, Apache-2.0"
 
