@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,9 +104,9 @@ class KiUNet(nn.Module):
         )
         down = _num_convs("n_conv_per_stage", n_conv_per_stage, n_stages)
         up = _num_convs("n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1)[::-1]
-        plan = (features, kernels, steps)
-        self.encoder = KiUNetEncoder(layers, input_channels, *plan, down, branch, pool)
-        self.decoder = KiUNetDecoder(layers, num_classes, *plan, up, branch, pool, num_outputs, deep_supervision)
+        shape = Shape(layers, features, kernels, steps, branch, pool)
+        self.encoder = KiUNetEncoder(shape, input_channels, down)
+        self.decoder = KiUNetDecoder(shape, num_classes, up, num_outputs, deep_supervision)
         self.input_channels = input_channels
         self.strides = steps
         self.ki_branch = branch
@@ -149,25 +150,28 @@ class KiUNet(nn.Module):
         InitWeights_He(1e-2)(module)
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What encoder and decoder have in common: the plan by level, the Ki branch, ``pool`` (max or conv)."""
+
+    layers: Layers
+    features: Sequence[int]
+    kernels: Sequence[Size]
+    strides: Sequence[Size]
+    branch: KiBranch
+    pool: str
+
+
 class KiUNetEncoder(nn.Module):
     """The U branch shrinks from level to level, the Ki branch grows, and they exchange features after each step."""
 
-    def __init__(
-        self,
-        layers: Layers,
-        input_channels: int,
-        features: Sequence[int],
-        kernels: Sequence[Size],
-        strides: Sequence[Size],
-        num_convs: Sequence[int],
-        branch: KiBranch,
-        pool: str,
-    ) -> None:
+    def __init__(self, shape: Shape, input_channels: int, num_convs: Sequence[int]) -> None:
         super().__init__()
-        u_channels = [input_channels, *features[1:]]
+        layers, features, kernels, branch = shape.layers, shape.features, shape.kernels, shape.branch
+        u_channels = (input_channels, *features[1:])
         self.u_stages = nn.ModuleList(
             nn.Sequential(
-                layers.shrinking((u_channels[level - 1], u_channels[level]), kernels[level], strides[level], pool),
+                layers.shrinking(u_channels[level - 1 : level + 1], kernels[level], shape.strides[level], shape.pool),
                 layers.stacked(num_convs[level] - 1, u_channels[level], kernels[level]),
             )
             for level in range(1, len(features))
@@ -198,22 +202,13 @@ class KiUNetDecoder(nn.Module):
     """The U branch grows back, the Ki branch shrinks back; at level 0 they are added. All lists are by level."""
 
     def __init__(
-        self,
-        layers: Layers,
-        num_classes: int,
-        features: Sequence[int],
-        kernels: Sequence[Size],
-        strides: Sequence[Size],
-        num_convs: Sequence[int],
-        branch: KiBranch,
-        pool: str,
-        num_outputs: int | None,
-        deep_supervision: bool,
+        self, shape: Shape, num_classes: int, num_convs: Sequence[int], num_outputs: int | None, deep_supervision: bool
     ) -> None:
         super().__init__()
+        layers, features, kernels, branch = shape.layers, shape.features, shape.kernels, shape.branch
         levels = range(len(features) - 1)
         self.u_stages = nn.ModuleList(
-            layers.growing((features[level + 1], features[level]), kernels[level + 1], strides[level + 1])
+            layers.growing((features[level + 1], features[level]), kernels[level + 1], shape.strides[level + 1])
             for level in levels
         )
         self.refinements = nn.ModuleList(
@@ -221,7 +216,7 @@ class KiUNetDecoder(nn.Module):
         )
         ki = branch.features
         self.ki_stages = nn.ModuleList(
-            fast_if_narrow(layers.shrinking((ki[level + 1], ki[level]), kernels[0], factor, pool))
+            fast_if_narrow(layers.shrinking((ki[level + 1], ki[level]), kernels[0], factor, shape.pool))
             for level, factor in enumerate(branch.growth)
         )
         self.fusions = nn.ModuleList(

@@ -92,6 +92,7 @@ def paper_network() -> KiUNet:
     plans = configure_plans(made_up_plans(patch_size=(32, 32)), "2d", resolved)
     architecture = plans["configurations"]["2d"]["architecture"]
     assert architecture["network_class_name"] == "nnplug_kiunet.network.KiUNet"
+    torch.manual_seed(1)
     return get_network_from_plans(*architecture.values(), 1, 2, deep_supervision=False)
 
 
@@ -425,6 +426,16 @@ def test_narrow_convolutions_have_the_layout_that_is_fast_on_a_cpu(cap: int) -> 
             is_fast = module.weight.is_contiguous(memory_format=torch.channels_last_3d)
             layouts["ki_stages" in name or "from_ki" in name].add(is_fast)
     assert layouts == {True: {cap == 32}, False: {False}}, "4 channels, or 16"
+
+
+@pytest.mark.parametrize("patch", [(16, 24), (16, 8, 8)])
+@pytest.mark.parametrize("pool", ["max", "conv"])
+def test_gradients_have_the_strides_of_their_parameters(patch: tuple[int, ...], pool: str) -> None:
+    """Otherwise DDP warns at every start, and copies."""
+    network = build(patch, deep_supervision=True, pool=pool)
+    train_once(network, image_of(patch, 2))
+    others = [name for name, value in network.named_parameters() if value.grad.stride() != value.stride()]
+    assert others == []
 
 
 def test_memory_estimate_counts_convolutions_and_interpolations() -> None:
