@@ -239,7 +239,7 @@ def test_descriptions_in_the_style_of_the_decathlon(raw: Path, made: MadeInvento
         {"background": 0, "box": 1},
         ".nii.gz",
     )
-    notes = ["modality is taken for channel_names", "labels, from value to name, are turned round"]
+    notes = ["modality is taken for channel_names", "labels are turned from value: name into name: value"]
     assert list(inventory.converted) == [*notes, "file_ending is .nii.gz"]
     made.content["labels"] = {"0": "background", "1": "box"}
     inventory, problems = load_inventory(made.write())

@@ -72,7 +72,7 @@ def test_the_layout_of_nnunet_needs_no_pattern(tmp_path: Path) -> None:
 
 def test_the_layout_of_the_decathlon_with_its_description(tmp_path: Path) -> None:
     write_case(tmp_path, "imagesTr/heart_01.nii.gz", "labelsTr/heart_01.nii.gz")
-    old = {"name": "Heart", "modality": {"0": "MRI"}, "labels": {"0": "Background", "1": "atrium"}, "training": []}
+    old = {"name": "Heart", "modality": {"0": "MRI"}, "labels": {"0": "Background", "1": "atrium"}, "numTraining": 20}
     (tmp_path / "dataset.json").write_text(json.dumps(old))
     content, messages = made(tmp_path)
     assert content["channel_names"] == {"0": "MRI"}
@@ -80,7 +80,8 @@ def test_the_layout_of_the_decathlon_with_its_description(tmp_path: Path) -> Non
     assert content["name"] == "Heart"
     assert messages == [
         f"Channels and labels are those of {tmp_path / 'dataset.json'}; modality is taken for channel_names; "
-        "labels, from value to name, are turned round."
+        "labels are turned from value: name into name: value.",
+        f"{tmp_path / 'dataset.json'} tells of 20 cases, 1 are there.",
     ]
 
 

@@ -256,8 +256,8 @@ def test_a_description_in_the_style_of_the_decathlon(tool: Tool) -> None:
     }
     assert json.loads(path.read_text()) == old
     assert (
-        "Its dataset.json is in the Decathlon's style: modality is taken for channel_names; labels, from value to "
-        "name, are turned round; file_ending is .nii.gz. The file stays as it is; "
+        "Its dataset.json is in the Decathlon's style: modality is taken for channel_names; labels are turned from "
+        "value: name into name: value; file_ending is .nii.gz. The file stays as it is; "
         f"{preprocessed} gets a converted one."
     ) in [event.message for event in tool.events]
 

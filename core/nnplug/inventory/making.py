@@ -69,6 +69,9 @@ def make_inventory(source: Source, pool: Pool, on_message: Callable[[str], None]
     if not cases:
         raise NnplugError(f"No case in {source.table or source.folder} has all of its images and a label.")
     known = _read_description(source.folder, on_message) if source.table is None else {}
+    told = known.get("numTraining")
+    if isinstance(told, int) and told != len(cases):
+        on_message(f"{source.folder / 'dataset.json'} tells of {count(told, 'case')}, {len(cases)} are there.")
     inventory = Inventory(
         path=source.table or source.folder,
         channel_names=(),

@@ -19,7 +19,7 @@ def to_new_style(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
     labels = new.get("labels")
     if isinstance(labels, Mapping) and labels and all(str(key).isdecimal() for key in labels):
         new["labels"] = {str(name): int(value) for value, name in labels.items()}
-        notes.append("labels, from value to name, are turned round")
+        notes.append("labels are turned from value: name into name: value")
         # the Decathlon names it in its own ways; it is 0 in all of them
         background = next((name for name, value in new["labels"].items() if value == 0), None)
         if background not in (None, "background"):
