@@ -13,6 +13,7 @@ import nnplug
 import pytest
 from nnplug.cli import main
 from nnplug.terms import canonical_name
+from support.full_disk import largest_file
 from support.plugin_packages import PluginSite
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,3 +157,11 @@ def test_a_place_that_can_not_be_written(folder: Path, capsys: pytest.CaptureFix
     (folder / "file").write_text("")
     assert main(["new-plugin", "acme-nets", "-o", "file"]) == 2
     assert capsys.readouterr().err == "nnplug: error: file/acme-nets can not be written: Not a directory.\n"
+
+
+def test_what_can_not_be_written_whole_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with largest_file(300):
+        assert main(["new-plugin", "acme-nets"]) == 2
+    assert capsys.readouterr().err == "nnplug: error: acme-nets can not be written: File too large.\n"
+    assert list(folder.iterdir()) == []
+    assert main(["new-plugin", "acme-nets"]) == 0

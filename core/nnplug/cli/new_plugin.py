@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import keyword
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from nnplug.errors import NnplugError
@@ -82,16 +84,19 @@ def write_package(name: str, parent: Path) -> Path:
     _check_name(name, module)
     folder = parent / distribution
     fields = {"distribution": distribution, "module": module, "version": __version__, "api_version": API_VERSION}
+    if os.path.lexists(folder):
+        raise NnplugError(f"{folder} is there already; nothing was written. Choose another name, or -o FOLDER.")
     try:
-        folder.mkdir(parents=True)
-        for template in sorted(TEMPLATE.rglob("*.tmpl")):
-            path = folder / str(template.relative_to(TEMPLATE).with_suffix("")).replace("package", module)
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(Template(template.read_text(encoding="utf-8")).substitute(fields), encoding="utf-8")
-    except FileExistsError:
-        raise NnplugError(
-            f"{folder} is there already; nothing was written. Choose another name, or -o FOLDER."
-        ) from None
+        if not parent.exists():
+            parent.mkdir(parents=True)
+        # beside, so that what is renamed at the end is whole
+        with TemporaryDirectory(prefix=f".{distribution}-", dir=parent) as temporary:
+            made = Path(temporary, distribution)
+            for template in sorted(TEMPLATE.rglob("*.tmpl")):
+                path = made / str(template.relative_to(TEMPLATE).with_suffix("")).replace("package", module)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(Template(template.read_text(encoding="utf-8")).substitute(fields), encoding="utf-8")
+            made.rename(folder)
     except OSError as error:
         raise NnplugError(f"{folder} can not be written: {error.strerror}.") from None
     return folder
