@@ -17,6 +17,7 @@ from support import run_nnplug
 from support.datasets import DatasetForTests
 from support.sparse_data import IGNORE
 
+ROOT = Path(__file__).resolve().parents[2]
 BOTH = "better_ignore_sampling+case_weights"
 
 
@@ -93,6 +94,30 @@ def test_every_patch_is_of_a_weighted_case_and_has_annotated_voxels(
     annotated = (batch["target"] != IGNORE).flatten(1).any(1)
     assert annotated.shape == (20,)
     assert annotated.all()
+
+
+def test_a_network_a_loss_and_a_sampler_of_three_plugins_train_together(sparse: DatasetForTests) -> None:
+    composition = "kiunet_minimal+blob_dice_loss+better_ignore_sampling+num_epochs=100"
+    assert f" -tr {composition}\n" in (ROOT / "docs" / "trainers.md").read_text(encoding="utf-8")
+    folder = sparse.preprocessed_folder
+    plans, dataset_json = (json.loads((folder / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))
+    widths = nnplug.resolve("kiunet_minimal+network_builder.features_per_stage=4").config.network_builder
+    small = TrainerConfig(
+        name="small", extends=composition, batch_size=2, patch_size=(16, 16, 16), network_builder=widths
+    )
+    with sparse.activated():
+        trainer = build_trainer_class(nnplug.resolve(small))(
+            {**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu")
+        )
+        trainer.on_train_start()
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+        batch = next(trainer.dataloader_train)
+        assert [len(target[0]) for target in batch["target"]] == [2] * len(batch["target"]), "labels and components"
+        assert np.isfinite(trainer.train_step(batch)["loss"])
+    assert trainer.num_epochs == 100
+    parts = trainer.network, trainer.loss.loss, trainer.dataloader_train.data_loader
+    assert [type(part).__name__ for part in parts] == ["KiUNet", "BlobDiceLoss", "SamplingLoader"]
 
 
 def test_what_is_said_about_other_data_and_wrong_weights(tiny_dataset: DatasetForTests, tmp_path: Path) -> None:
