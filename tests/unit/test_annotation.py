@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -247,9 +248,7 @@ def test_one_window_a_sample(scans: Path, drawn: Path) -> None:
         pass
 
 
-def test_a_save_that_fails_leaves_the_last_one(
-    scans: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_that_fails_leaves_the_last_one(scans: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_session(scans, drawn, "s1", CLASSES) as session:
         session.save(session.labels)
         before = (drawn / "s1.tif").read_bytes()
@@ -261,15 +260,44 @@ def test_a_save_that_fails_leaves_the_last_one(
             patch.setattr(os, "replace", full)
             with pytest.raises(NnplugError, match=r"Could not write .*: No space left on device"):
                 session.save(painted(session.labels))
-            patch.setenv("TMPDIR", str(tmp_path))
-            patch.setattr("tempfile.tempdir", None)
-            with pytest.raises(NnplugError, match=r"The annotation is in (.+\.npz) now\.\Z") as caught:
-                session.save_finally(painted(session.labels))
+            assert put_elsewhere(session).parent.parent == drawn
         assert (drawn / "s1.tif").read_bytes() == before
-        elsewhere = Path(str(caught.value).rpartition(" is in ")[2].removesuffix(" now."))
-        np.testing.assert_array_equal(np.load(elsewhere)["labels"], painted(session.labels))
         session.save(painted(session.labels))
     np.testing.assert_array_equal(tifffile.imread(drawn / "s1.tif"), painted(session.labels))
+
+
+def put_elsewhere(session: AnnotationSession) -> Path:
+    with pytest.raises(NnplugError, match=r"The annotation is in .+ now\.\Z") as caught:
+        session.save_finally(painted(session.labels))
+    elsewhere = Path(str(caught.value).rpartition(" is in ")[2].removesuffix(" now."))
+    np.testing.assert_array_equal(np.load(elsewhere)["labels"], painted(session.labels))
+    return elsewhere
+
+
+def test_no_folder_for_temporary_files(scans: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(scans / "gone"))
+    with open_session(scans, drawn, "s1", CLASSES) as session:
+        with pytest.raises(NnplugError, match=r"\ACould not write .*s1\.tif: .*No such file.*\. It is unchanged\.\Z"):
+            session.save(session.labels)
+        assert put_elsewhere(session).parent.parent == drawn
+
+
+def test_the_annotation_is_put_where_there_is_room(
+    scans: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, home = tmp_path / "temporary", tmp_path / "home"
+    temporary.mkdir()
+    home.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setenv("HOME", str(home))
+    with open_session(scans, drawn, "s1", CLASSES) as session:
+        drawn.rename(tmp_path / "unplugged")
+        assert put_elsewhere(session).parent.parent == temporary
+        temporary.rename(tmp_path / "removed")
+        assert put_elsewhere(session).parent.parent == home
+        home.rename(tmp_path / "away")
+        with pytest.raises(NnplugError, match=r" Nor could it be put elsewhere, so what was painted .* is lost: .*\."):
+            session.save_finally(painted(session.labels))
 
 
 # --- napari ----------------------------------------------------------------------------------------------------------
@@ -321,6 +349,18 @@ def test_a_failing_autosave_is_shown_and_the_window_stays(session: AnnotationSes
             "those voxels."
         )
     assert not session.path.exists()
+
+
+def test_any_error_is_shown_and_nothing_is_lost(session: AnnotationSession) -> None:
+    from napari.components import ViewerModel
+    from napari.utils.notifications import notification_manager
+
+    session.image = replace(session.image, spacing_mm=(1.0, 1.0, np.float32(1)))  # JSON refuses it: a TypeError
+    layer = add_layers(ViewerModel(), session)
+    with notification_manager:
+        autosave(session, layer)
+        assert notification_manager.records[-1].message.startswith(f"Could not write {session.path}: TypeError(")
+    assert put_elsewhere(session).parent.parent == session.path.parent
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import tempfile
 import time
@@ -90,17 +91,16 @@ class AnnotationSession:
         return True
 
     def save_finally(self, labels: np.ndarray) -> bool:
-        """As ``save``; where that fails the annotation is put elsewhere before the program ends.
+        """As ``save``; where that fails, for whatever reason, the annotation is put elsewhere before the program ends.
 
         Raises:
             NnplugError: it is not in its place, and where it is.
         """
         try:
             return self.save(labels)
-        except NnplugError as error:
-            folder = Path(tempfile.mkdtemp(prefix="nnplug-annotation-"))
-            np.savez_compressed(folder / f"{self.path.name}.npz", labels=labels)
-            raise NnplugError(f"{error} The annotation is in {folder / self.path.name}.npz now.") from error
+        except Exception as error:  # nobody can try again: the window is closed
+            reason = str(error) if isinstance(error, NnplugError) else f"Could not write {self.path}: {error!r}."
+            raise NnplugError(f"{reason} {_put_elsewhere(self.path, labels)}") from error
 
 
 @contextmanager
@@ -233,21 +233,45 @@ def _keep_backup(path: Path) -> None:
 def _write(path: Path, voxels: np.ndarray, image: Image) -> None:
     """The libraries go by the ending, so it is written elsewhere, checked, and copied into its place."""
     stem, ending = split_ending(path)
-    with tempfile.TemporaryDirectory(prefix="nnplug-annotate-") as scratch:
-        draft = Path(scratch, path.name)
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="nnplug-annotate-") as scratch:
+            draft = Path(scratch, path.name)
             write_voxels(voxels, image, draft)
             if ending == ".nii.gz":
                 check_written(draft)
-        except (OSError, RuntimeError, CaseFailure) as error:  # ITK's errors are RuntimeErrors
-            raise NnplugError(f"Could not write {draft}: {str(error).strip()}. {path} is unchanged.") from error
-        if image.spacing_mm is not None:
-            for output in side_cars(stem, image, ending):
-                output.write(Path(scratch, output.file))
-                replace_file(path.with_name(output.file), partial(_copy, Path(scratch, output.file)))
-        replace_file(path, partial(_copy, draft))
+            if image.spacing_mm is not None:
+                for output in side_cars(stem, image, ending):
+                    output.write(Path(scratch, output.file))
+                    replace_file(path.with_name(output.file), partial(_copy, Path(scratch, output.file)))
+            replace_file(path, partial(_copy, draft))
+    except (OSError, RuntimeError, CaseFailure) as error:  # ITK's errors are RuntimeErrors
+        raise NnplugError(f"Could not write {path}: {str(error).strip()}. It is unchanged.") from error
 
 
 def _copy(source: Path, file: IO[bytes]) -> None:
     with source.open("rb") as content:
         shutil.copyfileobj(content, file)
+
+
+def _put_elsewhere(path: Path, labels: np.ndarray) -> str:
+    """Write an annotation into the first folder that takes it; tells where it is."""
+    failures = []
+    for choose in (lambda: path.parent, tempfile.gettempdir, Path.home):
+        try:
+            return f"The annotation is in {_write_copy(Path(choose()), path.name, labels)} now."
+        except Exception as error:  # the next folder is tried
+            failures.append(str(error))
+    return f"Nor could it be put elsewhere, so what was painted since the last save is lost: {'; '.join(failures)}."
+
+
+def _write_copy(folder: Path, name: str, labels: np.ndarray) -> Path:
+    copy = Path(tempfile.mkdtemp(prefix="nnplug-annotation-", dir=folder), f"{name}.npz")
+    try:
+        with copy.open("xb") as file:
+            np.savez_compressed(file, labels=labels)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        shutil.rmtree(copy.parent, ignore_errors=True)
+        raise
+    return copy

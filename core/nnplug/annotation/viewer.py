@@ -139,3 +139,5 @@ def autosave(session: AnnotationSession, layer: Labels) -> None:
         session.save(np.asarray(layer.data))
     except NnplugError as error:
         show_warning(str(error))
+    except Exception as error:
+        show_warning(f"Could not write {session.path}: {error!r}.")
