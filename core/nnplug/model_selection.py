@@ -16,7 +16,7 @@ from nnplug.atomic_file import replace_file
 from nnplug.datasets import environment_folder, find_dataset, read_plans
 from nnplug.ensembling import check_probabilities
 from nnplug.errors import NnplugError
-from nnplug.inventory.problems import Problem, count, raise_problems
+from nnplug.inventory.problems import Problem, count, raise_problems, shortened
 from nnplug.json_files import read_json
 from nnplug.trained_models import ModelFolder, find_model_folder, read_model_folder
 
@@ -86,8 +86,12 @@ def find_best(
     on_message(f"Comparing {count(number, 'model')} and {count(pairs, 'ensemble')} of {name}.")
     models = [{"plans": c.plans, "configuration": c.configuration, "trainer": c.trainer} for c in candidates]
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        found = find_best_configuration(name, models, ensembles, num_processes, overwrite, list(folds), strict)
+    try:
+        with contextlib.redirect_stdout(printed):
+            found = find_best_configuration(name, models, ensembles, num_processes, overwrite, list(folds), strict)
+    except BaseException:
+        on_message(printed.getvalue().strip())  # it may tell why, or hold the results of hours
+        raise
     steps = [line for line in printed.getvalue().splitlines() if line.startswith(("Results were", "Removing all"))]
     best = found["best_model_or_ensemble"]
     chosen = [c for c in candidates for one in best["selected_model_or_models"] if one == _names(c)]
@@ -151,12 +155,29 @@ def _check(dataset: str, candidates: Sequence[Candidate], folds: Sequence[int], 
         advice = "Preprocess the data set again: nnplug plan_and_preprocess"
         problems.append(Problem("the truth is missing", advice, file=truth))
     averaged = ensembles and len(candidates) > 1
+    validated: dict[str, set[str]] = {}
     for candidate in candidates:
         cases: dict[str, str] = {}
         for fold in folds:
             problems += _check_fold(candidate, fold, averaged, cases)
         problems += _classes_without_value(candidate, folds)
+        if all((candidate.model.path / f"fold_{fold}" / "validation" / "summary.json").is_file() for fold in folds):
+            validated[candidate.model.path.name] = set(cases)
+    problems += _different_cases(validated)
     raise_problems(f"find_best for {dataset}", problems)
+
+
+def _different_cases(validated: dict[str, set[str]]) -> list[Problem]:
+    """nnU-Net would compare the means over different cases, and average an ensemble over those of one model alone."""
+    problems = []
+    for name, cases in validated.items():
+        other = max(validated, key=lambda one: len(validated[one] - cases))
+        missing = sorted(validated[other] - cases)
+        if missing:
+            found = f"{name} has not validated {count(len(missing), 'case')} that {other} has: {shortened(missing)}"
+            advice = "Only models validated on the same cases can be compared: train on one split, or choose with -f."
+            problems.append(Problem(found, advice))
+    return problems
 
 
 def _classes_without_value(candidate: Candidate, folds: Sequence[int]) -> list[Problem]:
