@@ -90,7 +90,7 @@ def test_all_of_its_network_is_trained(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(str(folder / "training-nets"))
     build = importlib.import_module("training_nets.network").SmallUNet
     torch.manual_seed(0)
-    network = build(1, 2, torch.nn.Conv2d, torch.nn.InstanceNorm2d, deep_supervision=True)
+    network = build(1, 2, torch.nn.Conv2d, torch.nn.InstanceNorm2d, {"affine": True}, deep_supervision=True)
     output = network(torch.randn(2, 1, 16, 16))
     outputs = output if isinstance(output, list) else [output]
     weights = supervision_weights(len(outputs))
