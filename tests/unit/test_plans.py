@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 from nnplug.cli import main
+from nnplug.errors import NnplugError
+from nnplug.planning import plans_writing
+from nnplug.planning.derivation import derive as derivation_of
+from nnplug.planning.plans_file import open_plans
 from nnplug.planning.preprocessing import preprocessing_key
 from support.datasets import DatasetForTests, environment
 from support.preprocessed import read_json
@@ -345,6 +350,36 @@ def test_what_is_there_is_kept(planned: Path, capsys: pytest.CaptureFixture[str]
     )
     assert error_of(capsys, "--name", "a", "--set", "batch_size=3", "--overwrite", base="b") == (
         "'b' inherits from 'a', which can not inherit from it. Choose another --name."
+    )
+
+
+def test_nothing_that_others_write_meanwhile_is_lost(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = open_plans(4)  # what a slow command has read when the others below write
+    derivation = derivation_of(file, "3d_fullres", {"batch_size": 3}, data_identifier="d", keep_network=True)
+    is_locked = []
+    check = plans_writing.check_data_folder
+
+    def within(*arguments: Any) -> None:
+        with pytest.raises(Timeout):
+            FileLock(planned / ".nnplug_plans.lock").acquire(timeout=0)
+        is_locked.append(True)
+        check(*arguments)
+
+    monkeypatch.setattr(plans_writing, "check_data_folder", within)
+    assert derive("--name", "a", "--set", "batch_size=9") == 0
+    plans_writing.write_derivation(file, "3d_fullres", "b", derivation, None)
+    assert list(read_json(planned / "nnUNetPlans.json")["configurations"]) == ["2d", "3d_fullres", "a", "b"]
+    assert is_locked == [True, True]
+
+    with pytest.raises(NnplugError, match="has a configuration 'a' already"):
+        plans_writing.write_derivation(file, "3d_fullres", "a", derivation, None)
+    plans = read_json(planned / "nnUNetPlans.json")
+    plans["configurations"]["3d_fullres"]["batch_size"] = 5
+    (planned / "nnUNetPlans.json").write_text(json.dumps(plans))
+    with pytest.raises(NnplugError) as caught:
+        plans_writing.write_derivation(file, "3d_fullres", "c", derivation, None)
+    assert str(caught.value) == (
+        f"'3d_fullres' in {planned / 'nnUNetPlans.json'} was changed while 'c' was derived from it. Run it again."
     )
 
 

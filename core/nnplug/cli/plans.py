@@ -169,7 +169,7 @@ def run_derive(args: argparse.Namespace) -> int:
     name = args.name or args.configuration
     check_target(file, args.configuration, name, args.new_plans, args.overwrite)
     derivation = _derive(args, file, f"{args.new_plans or file.name}_{name}")
-    path = write_derivation(file, args.configuration, name, derivation, args.new_plans)
+    path = write_derivation(file, args.configuration, name, derivation, args.new_plans, args.overwrite)
     report = _report(args, file, derivation, path, name)
     print(json.dumps(report, indent=2) if args.json else _report_text(report, derivation, args.configuration))
     return 0

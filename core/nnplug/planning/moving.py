@@ -18,7 +18,7 @@ from nnplug.json_files import write_json
 from nnplug.planning.data import PlanningData, environment, write_dataset_json
 from nnplug.planning.data_record import FINGERPRINT
 from nnplug.planning.plans_file import PlansFile
-from nnplug.planning.plans_writing import check_data_folder, check_models, refuse_taken
+from nnplug.planning.plans_writing import check_data_folder, check_models, plans_lock, refuse_taken
 from nnplug.planning.settings import check_name
 
 
@@ -49,15 +49,16 @@ def move_plans(
             f"{target.name} has no fingerprint yet, which a training needs. Run nnplug fingerprint with it first."
         )
     path = target.folder / f"{plans_name}.json"
-    refuse_taken(path.is_file(), f"{target.name} has plans '{plans_name}' already ({path})", overwrite)
-    check_models(target.folder, plans_name, "replaced", "Give another name with -tp.")
-    plans = _moved(source, target, plans_name)
-    dataset_json = {key: value for key, value in target.inventory.dataset_json().items() if key != "dataset"}
-    moved = PlansFile(target.folder, plans_name, plans, dataset_json)
-    for configuration in plans["configurations"]:
-        check_data_folder(moved, configuration, "Give another name with -tp.")
-    write_dataset_json(target)
-    write_json(path, plans)
+    with plans_lock(target.folder):
+        refuse_taken(path.is_file(), f"{target.name} has plans '{plans_name}' already ({path})", overwrite)
+        check_models(target.folder, plans_name, "replaced", "Give another name with -tp.")
+        plans = _moved(source, target, plans_name)
+        dataset_json = {key: value for key, value in target.inventory.dataset_json().items() if key != "dataset"}
+        moved = PlansFile(target.folder, plans_name, plans, dataset_json)
+        for configuration in plans["configurations"]:
+            check_data_folder(moved, configuration, "Give another name with -tp.")
+        write_dataset_json(target)
+        write_json(path, plans)
     return moved
 
 

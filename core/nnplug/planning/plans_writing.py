@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nnplug.datasets import read_json
+from filelock import FileLock
+
+from nnplug.atomic_file import write_error
+from nnplug.datasets import read_json, read_plans
 from nnplug.errors import NnplugError
 from nnplug.inventory.problems import shortened
 from nnplug.json_files import as_plain_json, write_json
@@ -87,8 +92,28 @@ def _heirs(plans: dict[str, Any], name: str) -> list[str]:
     return found
 
 
-def write_derivation(file: PlansFile, base: str, name: str, derivation: Derivation, new_plans: str | None) -> Path:
-    """Put the derived configuration into a plans file.
+@contextmanager
+def plans_lock(folder: Path) -> Iterator[None]:
+    """Nobody else derives or moves plans in ``folder`` within the block; waits for who does.
+
+    Raises:
+        NnplugError: the folder is not writable.
+    """
+    lock = FileLock(folder / ".nnplug_plans.lock")
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise write_error(Path(lock.lock_file), error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_derivation(
+    file: PlansFile, base: str, name: str, derivation: Derivation, new_plans: str | None, overwrite: bool = False
+) -> Path:
+    """Put the derived configuration into a plans file, beside what others have put there meanwhile.
 
     Args:
         file: the plans.
@@ -96,13 +121,27 @@ def write_derivation(file: PlansFile, base: str, name: str, derivation: Derivati
         name: of the new one.
         derivation: what it is.
         new_plans: name of new plans, which have the others as well; None for the same ones.
+        overwrite: whether what is there may be replaced.
 
     Returns:
         The plans file.
 
     Raises:
-        NnplugError: its cases would share a folder with others that are made in another way.
+        NnplugError: as ``check_target``; the base was changed meanwhile; its cases would share a folder with others
+            that are made in another way.
     """
+    with plans_lock(file.folder):
+        file = replace(file, plans=read_plans(file.folder, file.name))
+        check_target(file, base, name, new_plans, overwrite)
+        if file.configuration(base) != derivation.base:
+            raise NnplugError(f"'{base}' in {file.path} was changed while '{name}' was derived from it. Run it again.")
+        target = _with_derivation(file, base, name, derivation, new_plans)
+        check_data_folder(target, name, "Choose another name, or --set data_identifier=NAME.")
+        write_json(target.path, target.plans)
+    return target.path
+
+
+def _with_derivation(file: PlansFile, base: str, name: str, derivation: Derivation, new_plans: str | None) -> PlansFile:
     plans = deepcopy(file.plans)
     if name == base:
         for heir in _heirs(plans, name):
@@ -115,10 +154,7 @@ def write_derivation(file: PlansFile, base: str, name: str, derivation: Derivati
         _predict_for(plans, name, derivation.settings.get("previous_stage"))
     if new_plans is not None:
         plans["plans_name"] = new_plans
-    target = replace(file, name=new_plans or file.name, plans=as_plain_json(with_owners(plans)))
-    check_data_folder(target, name, "Choose another name, or --set data_identifier=NAME.")
-    write_json(target.path, target.plans)
-    return target.path
+    return replace(file, name=new_plans or file.name, plans=as_plain_json(with_owners(plans)))
 
 
 def _predict_for(plans: dict[str, Any], name: str, previous_stage: str | None) -> None:
