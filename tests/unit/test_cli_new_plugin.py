@@ -35,7 +35,8 @@ def test_what_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         "Wrote acme-nets. Next:\n"
         "  pip install -e './acme-nets[test]'\n"
         "  pytest acme-nets\n"
-        "  nnplug show acme_nets_unet+acme_nets_focal\n"
+        "  nnplug check acme_nets_unet acme_nets_focal --quick\n"
+        "  nnplug train 4 3d_fullres 0 -tr acme_nets_unet+acme_nets_focal+num_epochs=100\n"
     )
     written = files(folder / "acme-nets")
     assert list(written) == [

@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"Wrote {folder}. Next:")
     print(f"  pip install -e '{folder if folder.is_absolute() else f'./{folder}'}[test]'")
     print(f"  pytest {folder}")
-    print(f"  nnplug show {module}_unet+{module}_focal")
+    print(f"  nnplug check {module}_unet {module}_focal --quick")
+    print(f"  nnplug train 4 3d_fullres 0 -tr {module}_unet+{module}_focal+num_epochs=100")
     return 0
 
 
