@@ -145,6 +145,10 @@ def test_what_is_there_is_kept(folders: Folders, capsys: pytest.CaptureFixture[s
     assert error_of(capsys, "--overwrite").startswith(
         f"The plans 'nnUNetPlans' can not be replaced: {model.name} in {model.parent} was trained with them"
     )
+    elsewhere = folders.results.rename(folders.results.with_name("models"))
+    assert f" in {elsewhere / 'Dataset901_Tiny'} was trained with them" in error_of(
+        capsys, "--overwrite", "--results-dir", elsewhere
+    )
 
 
 def test_wrong_data_sets(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:

@@ -393,6 +393,13 @@ def test_plans_that_models_were_trained_with(planned: Path, tmp_path: Path, caps
     )
     assert derive("--new-plans", "Own", "--set", "batch_size=3") == 0
 
+    elsewhere = (tmp_path / "results").rename(tmp_path / "models")
+    assert f"{model.name} in {elsewhere / planned.name} was trained with them" in error_of(
+        capsys, "--name", "a", "--set", "batch_size=3", "--results-dir", elsewhere
+    )
+    assert derive("--new-plans", "Other", "--set", "batch_size=3", "--results-dir", elsewhere) == 0
+    assert capsys.readouterr().out.endswith(f" 3d_fullres 0 --results-dir {elsewhere} -p Other\n")
+
 
 def test_cases_are_not_shared_with_others(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change = ("--set", "spacing=2,2,2")

@@ -158,7 +158,8 @@ def test_splits_that_are_there(lab: Lab, tmp_path: Path, capsys: pytest.CaptureF
         f"There are splits already ({lab.splits}), with which were trained: {name}. Give --overwrite to replace them."
     )
     assert lab.splits.read_bytes() == before
-    assert lab.run("make", "-k", 2, "--overwrite") == 0
+    elsewhere = (tmp_path / "results").rename(tmp_path / "models")
+    assert lab.run("make", "-k", 2, "--overwrite", "--results-dir", elsewhere) == 0
     shown = capsys.readouterr().out
     assert f"Trained with them: {name}. Such folds can not be continued, nor compared with new ones." in shown
     [kept] = lab.folder.glob("replaced_splits_final_*.json")

@@ -282,9 +282,9 @@ def choose_inputs(args: argparse.Namespace) -> None:
         args.dataset = dataset_name(args.dataset_id, args.dataset_name) if named else str(args.dataset_id)
 
 
-def cache_option(cache_dir: Path | None) -> str:
+def folder_option(option: str, folder: Path | None) -> str:
     """The option for a command to be shown, with a blank in front; nothing where nnU-Net's variables are used."""
-    return f" --cache-dir {shlex.quote(str(cache_dir))}" if cache_dir is not None else ""
+    return f" {option} {shlex.quote(str(folder))}" if folder is not None else ""
 
 
 def set_folders(args: argparse.Namespace) -> None:

@@ -30,14 +30,14 @@ def add_parser(subparsers: Any) -> None:
     add("-sp", dest="source_plans", metavar="PLANS", required=True, help="the plans, for example nnUNetPlans")
     add("-tp", dest="target_plans", metavar="PLANS", help="their name at the target (default: the same)")
     add("--overwrite", action="store_true", help="replace plans of that name")
-    add_inventory_options(parser)
+    add_inventory_options(parser, results=True)
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Move."""
     from nnplug.cli import import_quickly
-    from nnplug.cli.inventory import cache_option, choose_data
+    from nnplug.cli.inventory import choose_data, folder_option
     from nnplug.errors import NnplugError
 
     if not args.datasets and args.inventory is None:
@@ -55,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
         print(note)
     configuration = _main_configuration(list(moved.plans["configurations"]))
     weights = _weights(source.folder.name, source.name, configuration)
-    cache = cache_option(args.cache_dir)
+    cache = folder_option("--cache-dir", args.cache_dir)
+    folders = cache + folder_option("--results-dir", args.results_dir)
     print("Run:")
     print(f"  nnplug preprocess -d {target.name}{cache} -plans_name {moved.name} -c {configuration}")
-    print(f"  nnplug train {target.name} {configuration} 0{cache} -p {moved.name} -pretrained_weights {weights}")
+    print(f"  nnplug train {target.name} {configuration} 0{folders} -p {moved.name} -pretrained_weights {weights}")
     return 0
 
 

@@ -90,6 +90,12 @@ def _add_derive(actions: Any) -> None:
     add("--keep-network", action="store_true", help="keep the network, as pretrained weights need it")
     add("--new-plans", metavar="PLANS", help="write new plans, which have the other configurations as well")
     add("--overwrite", action="store_true", help="replace a derived configuration, or new plans, of that name")
+    add(
+        "--results-dir",
+        metavar="DIR",
+        type=Path,
+        help="folder of models, whose plans are not changed, as nnUNet_results",
+    )
     _add_common(parser)
     parser.set_defaults(func=run_derive)
 
@@ -238,13 +244,14 @@ def _report(args: argparse.Namespace, file: PlansFile, derivation: Derivation, p
 
 
 def _next_commands(args: argparse.Namespace, dataset: str, plans: str, name: str) -> list[str]:
-    from nnplug.cli.inventory import cache_option
+    from nnplug.cli.inventory import folder_option
 
-    cache, is_default = cache_option(args.cache_dir), plans == "nnUNetPlans"
+    cache, is_default = folder_option("--cache-dir", args.cache_dir), plans == "nnUNetPlans"
+    folders = cache + folder_option("--results-dir", args.results_dir)
     trainer = f" -tr {shlex.quote(args.for_trainer)}" if args.for_trainer is not None else ""
     return [
         f"nnplug preprocess -d {dataset} -c {name}{cache}{'' if is_default else f' -plans_name {plans}'}",
-        f"nnplug train {dataset} {name} 0{cache}{'' if is_default else f' -p {plans}'}{trainer}",
+        f"nnplug train {dataset} {name} 0{folders}{'' if is_default else f' -p {plans}'}{trainer}",
     ]
 
 

@@ -68,7 +68,7 @@ def _add(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
         help="cases that belong together, such as those of a patient: a CSV file with case and group, or a regular "
         "expression that finds the group in the case's name",
     )
-    add_inventory_options(parser)
+    add_inventory_options(parser, results=name == "make")
     return parser
 
 
