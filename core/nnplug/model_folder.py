@@ -40,6 +40,7 @@ class Manifest:
         distributions: plugin distributions and their versions; a difference here warns only.
         plans: the plans as trained (with the network builder), as in ``plans.json``.
         dataset_json: as in ``dataset.json``.
+        configuration: of the plans that is trained; others in them may come and go.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Manifest:
     distributions: dict[str, str]
     plans: dict[str, Any]
     dataset_json: dict[str, Any]
+    configuration: str
 
     def __post_init__(self) -> None:
         # nnU-Net's trainers put this key into the plans on the way to the logger
@@ -59,11 +61,13 @@ class Manifest:
     def compared(self) -> dict[str, Any]:
         """The part that makes the folder's identity."""
         config = {key: value for key, value in self.config.items() if key not in _NOT_HASHED}
-        return {**config, "plans.json": self.plans, "dataset.json": self.dataset_json}
+        plans = _plans_of(self.plans, self.configuration)
+        return {**config, "plans.json": plans, "dataset.json": self.dataset_json}
 
     @property
     def hash(self) -> str:
-        """SHA-256 over the canonical JSON of config (without description and source), plans and dataset.json."""
+        """SHA-256 over the canonical JSON of what is compared: the config without description and source, the plans as
+        far as the configuration goes, dataset.json."""
         text = json.dumps(self.compared, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -77,6 +81,7 @@ class Manifest:
             "distributions": self.distributions,
             "plans": self.plans,
             "dataset_json": self.dataset_json,
+            "configuration": self.configuration,
         }
 
     @classmethod
@@ -102,7 +107,8 @@ class Manifest:
             raise NnplugError(
                 f"{path} is not an nnplug manifest: check {(wrong or ['name'])[0]}, or move the folder away."
             )
-        return cls(name=content["name"], **parts)
+        configuration = content.get("configuration") or Path(folder).name.rpartition("__")[2]
+        return cls(name=content["name"], configuration=configuration, **parts)
 
 
 def differences(old: Manifest, new: Manifest) -> list[str]:
@@ -153,13 +159,30 @@ def claim(folder: Path, manifest: Manifest) -> list[str]:
     return warnings
 
 
+def _plans_of(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """The plans with one configuration and what it inherits from."""
+    configurations = plans.get("configurations")
+    if not isinstance(configurations, dict):
+        return plans
+    kept, name = {}, configuration
+    while name in configurations and name not in kept:
+        kept[name] = configurations[name]
+        name = kept[name].get("inherits_from")
+    return {**plans, "configurations": kept}
+
+
 def _check_stock_run(folder: Path, manifest: Manifest) -> None:
     if not has_checkpoints(folder):
         return
     found = []
     for name, now in (("plans.json", manifest.plans), ("dataset.json", manifest.dataset_json)):
         before = read_json(folder / name)
-        found += [f"{name} is missing"] if before is None else list_differences({name: before}, {name: now})
+        if before is None:
+            found.append(f"{name} is missing")
+            continue
+        if name == "plans.json":
+            before, now = (_plans_of(plans, manifest.configuration) for plans in (before, now))
+        found += list_differences({name: before}, {name: now})
     if found:
         raise NnplugError(
             f"{folder} holds a model that nnplug did not train, with other settings: {'; '.join(found)}. "

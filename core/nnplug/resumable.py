@@ -67,6 +67,7 @@ class ResumableTrainer(CheckpointingTrainer):
             },
             plans=plans,
             dataset_json=dict(dataset_json),
+            configuration=configuration,
         )
         if not nnUNet_results.is_set():
             raise NnplugError("nnUNet_results is not set: it names the folder that trained models are written to.")

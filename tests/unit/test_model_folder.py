@@ -45,6 +45,7 @@ def manifest(config: dict[str, Any] | None = None, **changes: Any) -> Manifest:
         "distributions": {"acme-nets": "1.0"},
         "plans": PLANS,
         "dataset_json": DATASET,
+        "configuration": "2d",
     }
     return Manifest(**{**values, **changes})
 
@@ -62,7 +63,7 @@ def test_manifest_survives_its_file(tmp_path: Path) -> None:
     claim(tmp_path / "model", ours)
     assert Manifest.read(tmp_path / "model") == ours
     written = json.loads((tmp_path / "model" / "nnplug.json").read_text())
-    assert list(written) == ["format", "hash", "name", "config", "distributions", "plans", "dataset_json"]
+    assert list(written) == ["format", "hash", "name", "config", "distributions", "plans", "dataset_json", "configuration"]
     assert (written["format"], written["hash"]) == (1, ours.hash)
     assert Manifest.read(tmp_path) is None
 
@@ -72,6 +73,27 @@ def test_hash_leaves_out_texts_and_versions() -> None:
     assert manifest({"description": "Other words.", "source": "A paper"}).hash == ours.hash
     assert manifest(distributions={"acme-nets": "2.0"}).hash == ours.hash
     assert manifest(plans={**PLANS, "continue_training": True}).hash == ours.hash
+
+
+def test_other_configurations_of_the_plans_come_and_go(tmp_path: Path) -> None:
+    derived = {"inherits_from": "2d", "batch_size": 2}
+    plans = {**PLANS, "configurations": {**PLANS["configurations"], "derived": derived}}
+    folder = tmp_path / "small_net__p__2d"
+    claim(folder, manifest())
+    claim(folder, manifest(plans=plans))
+    assert manifest(plans=plans).hash == manifest().hash
+    of_derived = manifest(plans=plans, configuration="derived")
+    base = {"2d": {**PLANS["configurations"]["2d"], "batch_size": 3}, "derived": derived}
+    assert manifest(plans={**PLANS, "configurations": base}, configuration="derived").hash != of_derived.hash
+
+
+def test_a_folder_of_before_tells_its_configuration_by_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "small_net__p__2d"
+    claim(folder, manifest())
+    written = json.loads((folder / "nnplug.json").read_text())
+    del written["configuration"]
+    (folder / "nnplug.json").write_text(json.dumps(written))
+    assert Manifest.read(folder) == manifest()
 
 
 def test_hash_does_not_depend_on_order_or_python_types() -> None:

@@ -32,7 +32,7 @@ MODEL = f"{DATASET}/{TRAINER}__nnUNetPlans__3d_fullres"
 def results(tmp_path: Path) -> Path:
     """One model of two folds, trained with the plugin acme-nets 1.2."""
     model = write_validated_model(tmp_path / "results" / MODEL, (("a",), ("b",)), 1.0)
-    manifest = Manifest(TRAINER, {"name": TRAINER}, {"acme-nets": "1.2", "nnplug": "0.1.0"}, make_plans(), {})
+    manifest = Manifest(TRAINER, {"name": TRAINER}, {"acme-nets": "1.2", "nnplug": "0.1.0"}, make_plans(), {}, "3d_fullres")
     (model / "nnplug.json").write_text(json.dumps(manifest.as_json()))
     (model / "fold_0" / "nnplug_fold.json").write_text("{}")
     (model / "fold_0" / "checkpoint_best.pth").write_bytes(b"best")
