@@ -8,6 +8,7 @@ functions. Allowing these functions would hand a hostile file numpy's own unpick
 from __future__ import annotations
 
 import re
+import reprlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
@@ -133,7 +134,7 @@ class NumberType:
 
     def __init__(self, code: str, *_flags: Any) -> None:
         if not isinstance(code, str) or not _NUMBER_CODE.fullmatch(code):
-            raise NotANumberError(f"numpy values of type {code!r}")
+            raise NotANumberError(f"numpy values of type {reprlib.repr(code)}")
         self.code = code.lstrip("<>|=")
         self.byte_order = code[0] if code[0] in "<>" else "="
 
@@ -179,15 +180,26 @@ def _checked(number_type: Any) -> NumberType:
 
 def arrays_from_stand_ins(content: Any) -> Any:
     """Put numpy arrays where ``content`` (as loaded) holds their stand-ins; dictionaries and lists change in place."""
+    return _with_arrays(content, {})
+
+
+def _with_arrays(content: Any, done: dict[int, tuple[Any, Any]]) -> Any:
+    """``done``: old and new values by the old one's id. Few bytes can make lists that hold each other 2^40 times."""
     if isinstance(content, NumberArray):
         return content.array
+    if id(content) in done:
+        return done[id(content)][1]
     if isinstance(content, dict):
+        done[id(content)] = content, content
         for key, value in content.items():
-            content[key] = arrays_from_stand_ins(value)
+            content[key] = _with_arrays(value, done)
     elif isinstance(content, list):
-        content[:] = [arrays_from_stand_ins(value) for value in content]
+        done[id(content)] = content, content
+        content[:] = [_with_arrays(value, done) for value in content]
     elif type(content) is tuple:
-        return tuple(arrays_from_stand_ins(value) for value in content)
+        new = tuple(_with_arrays(value, done) for value in content)
+        done[id(content)] = content, new
+        return new
     return content
 
 

@@ -42,7 +42,8 @@ def read_postprocessing(path: Path) -> list[dict[str, Any]]:
     content = read_pickle(path, {f"{_MODULE}.{_FUNCTION}"})
     if _is_pair_of_lists(content):
         names, arguments = content
-        if set(names) <= {f"{_MODULE}.{_FUNCTION}"} and all(map(_are_plain_arguments, arguments)):
+        known = all(isinstance(name, str) and name == f"{_MODULE}.{_FUNCTION}" for name in names)
+        if known and all(map(_are_plain_arguments, arguments)):
             return arguments
     raise NnplugError(f"{path} is no post-processing file of nnU-Net: expected calls of {_FUNCTION} with labels.")
 
@@ -57,13 +58,16 @@ def _are_plain_arguments(arguments: Any) -> bool:
         isinstance(arguments, dict)
         and arguments.keys() <= _ARGUMENTS
         and "labels_or_regions" in arguments
-        and all(map(_is_label, arguments.values()))
+        and all(map(_are_labels, arguments.values()))
     )
 
 
-def _is_label(value: Any) -> bool:
+def _are_labels(value: Any, depth: int = 2) -> bool:
     """A label, a region, or a list of them."""
-    return all(map(_is_label, value)) if isinstance(value, list | tuple) else type(value) is int
+    if not isinstance(value, list | tuple):
+        return type(value) is int
+    parts = {id(part): part for part in value}.values()  # a pickle may hold one long list many times
+    return depth > 0 and all(_are_labels(part, depth - 1) for part in parts)
 
 
 def postprocess(

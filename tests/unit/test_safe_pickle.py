@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nnplug import NnplugError
+from nnplug.plain_values import number
 from nnplug.postprocessing import read_postprocessing
 from nnplug.safe_pickle import read_pickle
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
@@ -73,6 +74,35 @@ def test_a_known_name_is_known_only_where_it_is_expected(tmp_path: Path) -> None
         read_pickle(write(path, Runs(remove_all_but_largest_component_from_segmentation, 1, 2)), {NAME})
 
 
+def shared_lists(depth: int) -> list[Any]:
+    """Few bytes that hold ``2 ** depth`` lists for one who walks them all."""
+    content: list[Any] = []
+    for _ in range(depth):
+        content = [content, content]
+    return content
+
+
+def test_a_list_that_is_shared_is_walked_once(tmp_path: Path) -> None:
+    array = np.arange(3.0)
+    one, two = read_pickle(write(tmp_path / "a.pkl", [[array, (array,)]] * 2))
+    assert one is two
+    np.testing.assert_equal(one, [array, (array,)])
+    assert read_pickle(write(tmp_path / "a.pkl", shared_lists(60)))
+    with pytest.raises(NnplugError, match=r"a\.pkl is damaged, .* numpy values of type \[\[\["):
+        read_pickle(write(tmp_path / "a.pkl", Runs(np.dtype, shared_lists(60))))
+    endless: list[Any] = []
+    endless.append((endless,))
+    assert read_pickle(write(tmp_path / "a.pkl", endless))
+
+
+def test_a_pickle_can_not_replace_what_decodes_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    # (numpy's scalar).__defaults__ = (1, 2), with the opcode for an object's state
+    path.write_bytes(b"cnumpy._core.multiarray\nscalar\n(N}S'__defaults__'\n(I1\nI2\ntstb.")
+    read_pickle(path)
+    assert number.__defaults__ == (b"",)
+
+
 def test_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(NnplugError, match=r"nothing\.pkl could not be read: No such file"):
         read_pickle(tmp_path / "nothing.pkl")
@@ -99,6 +129,10 @@ def test_postprocessing_is_read(tmp_path: Path) -> None:
         ([remove_all_but_largest_component_from_segmentation], [{"labels_or_regions": "1"}]),
         ([remove_all_but_largest_component_from_segmentation], [{"labels_or_regions": 1, "out": 2}]),
         ([remove_all_but_largest_component_from_segmentation], [{}]),
+        ([[1]], [{}]),
+        ([np.arange(2)], [{}]),
+        ([shared_lists(60)], [{}]),
+        ([remove_all_but_largest_component_from_segmentation], [{"labels_or_regions": shared_lists(60)}]),
     ],
 )
 def test_other_content_is_no_postprocessing(tmp_path: Path, content: Any) -> None:
