@@ -434,7 +434,16 @@ def test_what_stock_nnunet_has_made_is_replaced_as_a_whole(
     shutil.copytree(stock, final(planned))
     (final(planned) / "gone_case.pkl").write_bytes(b"")
     names = worked_on(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr("nnplug.planning.preprocessing._CaseFolder.put", lambda *_: 1 / 0)
+        with pytest.raises(NnplugError, match="the preprocessing of 5 cases failed"):
+            run(planned)
+    (kept,) = planned.folder.glob("replaced_*")
+    assert (kept / "gone_case.pkl").exists(), "until the new ones are whole"
+    assert not final(planned).exists()
+    names.clear()
     run(planned)
+    assert not kept.exists()
     assert len(names) == 5
     assert_same_cases(final(planned), stock)
 

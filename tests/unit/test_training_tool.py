@@ -20,6 +20,8 @@ import pytest
 from filelock import FileLock
 from nnplug import NnplugError, TrainingEvent
 from nnplug.interrupts import TrainingInterrupted
+from nnplug.planning.data import find_raw_data
+from nnplug.planning.data_record import write_record
 from nnplug.planning.experiment import find_planner
 from support.datasets import DatasetForTests
 from support.full_disk import largest_file
@@ -185,6 +187,52 @@ def test_what_nnunet_has_preprocessed_is_taken_as_it_is(
         os.utime(label, (1, 1))
         with pytest.raises(NnplugError, match=f"1 case with changed files \\({label.name.split('.')[0]}\\)"):
             tool(901, **folders)
+
+
+def rename_a_class(data: DatasetForTests) -> None:
+    path = data.raw_folder / "dataset.json"
+    content = json.loads(path.read_text())
+    labels = {f"{name}_2" if value else name: value for name, value in content["labels"].items()}
+    path.write_text(json.dumps({**content, "labels": labels}))
+
+
+def touch_a_label(data: DatasetForTests) -> None:
+    os.utime(next((data.raw_folder / "labelsTr").iterdir()))
+
+
+def leave_a_case(data: DatasetForTests) -> None:
+    (data.preprocessed_folder / "nnUNetPlans_3d_fullres" / "gone.pkl").write_bytes(b"")
+
+
+def plan_anew(data: DatasetForTests) -> None:
+    """As ``--clean`` with another configuration."""
+    write_record(find_raw_data(901))
+    os.utime(data.preprocessed_folder / "dataset_fingerprint.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename_a_class, r"labels was \{'background': 0, .*\}, is \{'background': 0, .*_2': \d\}"),
+        (touch_a_label, r"1 case with files that are newer \(\w+\)"),
+        (leave_a_case, r"1 case gone from the data \(gone\)"),
+        (plan_anew, "the fingerprint was taken anew since"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else value.__name__,
+)
+def test_what_nnunet_has_preprocessed_of_other_data_is_refused(
+    tool: Tool, tiny_prepared: DatasetForTests, tmp_path: Path, change: Any, message: str
+) -> None:
+    dataset = tiny_prepared.private_copy(tmp_path / "private")
+    folders = {"inventory": None, "cache_dir": None, "results_dir": dataset.results}
+    with dataset.activated():
+        change(dataset)
+        before = times(dataset.preprocessed_folder)
+        for _ in range(2):  # nothing certifies it on the way
+            with pytest.raises(NnplugError, match=f"from other data: {message}. Give --clean to make it anew, or --no"):
+                tool(901, **folders)
+    assert times(dataset.preprocessed_folder) == before
+    assert tool.stages() == []
 
 
 def test_plans_are_made_by_the_planner_of_that_name(tool: Tool) -> None:

@@ -5,6 +5,7 @@ pipeline           the steps one after the other, with nnU-Net's defaults
 missing_steps      those of them that a training still needs
 data               what is planned: a raw data set, or an inventory and its cache
 data_record        what the fingerprint was taken of, and what has changed since
+stock_data         what nnU-Net itself has made, and whether it is seen to be stale
 fingerprint        sizes, spacings and foreground of every case, merged
 samples            the intensities that nnU-Net draws of the foreground
 experiment         nnU-Net's planner

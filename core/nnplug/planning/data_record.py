@@ -42,9 +42,16 @@ def nnunet_version() -> str:
     return ".".join(version("nnunetv2").split(".")[:2])
 
 
-def write_record(data: PlanningData, *, is_verified: bool = False) -> None:
-    """Keep what the fingerprint is taken of, and whether every rule was checked on it."""
-    write_json(data.folder / FILE_NAME, {**_describe(data), "is_verified": is_verified})
+def write_record(data: PlanningData, *, is_verified: bool = False, is_of_stock: bool = False) -> None:
+    """Keep what the fingerprint is taken of, whether every rule was checked on it, and whether nnU-Net itself did."""
+    about = {"is_verified": is_verified, "is_of_stock": is_of_stock}
+    write_json(data.folder / FILE_NAME, {**_describe(data), **about})
+
+
+def is_of_stock(data: PlanningData) -> bool:
+    """Whether nnU-Net itself has taken the fingerprint that is there."""
+    kept = read_json(data.folder / FILE_NAME)
+    return kept is None or bool(kept.get("is_of_stock"))
 
 
 def is_verified(data: PlanningData) -> bool:

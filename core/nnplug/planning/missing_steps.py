@@ -13,10 +13,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnplug.datasets import read_plans
 from nnplug.errors import NnplugError
 from nnplug.planning.data import PlanningData
-from nnplug.planning.data_record import FINGERPRINT, check_unchanged, is_verified, write_record
+from nnplug.planning.data_record import FINGERPRINT, check_unchanged, is_of_stock, is_verified, write_record
 from nnplug.planning.experiment import PlannerSettings, find_planner
 from nnplug.planning.pipeline import Running, fingerprint, plan, preprocess_configurations
-from nnplug.planning.preprocessing import is_from_stock
+from nnplug.planning.stock_data import check_stock_cases, check_stock_fingerprint, is_from_stock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,8 @@ class MissingSteps:
             NnplugError: the data has problems, all of which are named, or has changed; no such plans or configuration.
         """
         with self._alone():
+            if not self.clean:
+                self._check_stock(configuration)
             self._make_fingerprint()
             self._make_plans()
             for name in list_stages(self.data.folder, self.plans_name, configuration):
@@ -69,6 +71,13 @@ class MissingSteps:
         finally:
             lock.release()
 
+    def _check_stock(self, configuration: str) -> None:
+        """Before anything certifies that what is there belongs to the data."""
+        check_stock_fingerprint(self.data)
+        if (self.data.folder / f"{self.plans_name}.json").is_file():
+            stages = list_stages(self.data.folder, self.plans_name, configuration)
+            check_stock_cases(self.data, self.plans_name, stages)
+
     def _make_fingerprint(self) -> None:
         data = self.data
         is_there = (data.folder / FINGERPRINT).is_file() and not self.clean
@@ -81,7 +90,7 @@ class MissingSteps:
         number, running = self.num_processes, self._running(stage)
         fingerprint(data, num_processes=number, verify=verify, clean=self.clean, running=running)
         if is_there:
-            write_record(data, is_verified=True)
+            write_record(data, is_verified=True, is_of_stock=is_of_stock(data))
 
     def _make_plans(self) -> None:
         is_there = (self.data.folder / f"{self.plans_name}.json").is_file()

@@ -8,10 +8,12 @@ case was made of; where that still holds it is not made again.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +39,7 @@ from nnplug.planning.shards import WHOLE, Shard
 
 _UNFINISHED = ".unfinished"
 _DONE = ".done"
+_REPLACED = "replaced_"
 # entries of a configuration that a preprocessed case does not depend on
 _NOT_READ = (
     "architecture",
@@ -133,13 +136,9 @@ def preprocess(
     return True
 
 
-def is_from_stock(data: PlanningData, plans_name: str, configuration: str) -> bool:
-    """Whether nnU-Net itself has preprocessed every case. What it made them of is not known then."""
-    manager = PlansManager(read_plans(data.folder, plans_name)).get_configuration(configuration)
-    folder = data.folder / manager.data_identifier
-    if not folder.is_dir() or (folder / _DONE).is_dir():
-        return False
-    return all((folder / f"{name}.pkl").is_file() for name in data.inventory.cases)
+def is_own(folder: Path) -> bool:
+    """Whether the cases in a folder were preprocessed here; else nothing says what they were made of."""
+    return (folder / _DONE).is_dir()
 
 
 def _run_own(
@@ -174,7 +173,11 @@ class _CaseFolder:
         if is_whole and not anew and set(self._made(self.path)) == set(self.keys) and not self.missing(self.path):
             return True
         with contextlib.suppress(FileNotFoundError):  # another shard was faster
-            if is_whole and (self.unfinished.exists() or not (self.path / _DONE).is_dir()):
+            if is_whole and not is_own(self.path):
+                # nnU-Net itself made it: kept until the new cases are whole
+                now = time.strftime("%Y-%m-%d_%H-%M-%S")
+                os.rename(self.path, self.path.with_name(f"{_REPLACED}{self.path.name}.{now}"))
+            elif is_whole and self.unfinished.exists():
                 shutil.rmtree(self.path)
             elif is_whole:
                 os.rename(self.path, self.unfinished)
@@ -201,6 +204,8 @@ class _CaseFolder:
             for name in set(self._made(self.unfinished)) - set(self.keys):
                 (self.unfinished / _DONE / name).unlink()
             os.rename(self.unfinished, self.path)
+            for replaced in self.path.parent.glob(f"{_REPLACED}{glob.escape(self.path.name)}.*"):
+                shutil.rmtree(replaced, ignore_errors=True)
 
     def put(self, draft: Path, name: str) -> None:
         """Move the files of a case here; its record comes last."""
