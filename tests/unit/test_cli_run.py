@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,5 +43,7 @@ def test_mistakes(
     monkeypatch.setattr("nnplug.cli.run._stop_on_signals", lambda: None)  # this process goes on afterwards
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path))
-    assert main(["run", *words.split(), "--no_preprocessing"]) == 2
-    assert capsys.readouterr().err == f"nnplug: error: {message}\n"
+    assert main(["run", *words.split(), "--no_preprocessing", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert err == f"nnplug: error: {message}\n"
+    assert json.loads(out) == {"status": "error", "message": message}

@@ -68,6 +68,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from nnplug.errors import NnplugError
     from nnplug.interrupts import TrainingInterrupted
 
     _stop_on_signals()
@@ -76,9 +77,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         with stdout_for_json(True):
             result = _run(args)
-    except TrainingInterrupted as interrupted:
+    except (TrainingInterrupted, NnplugError) as error:
         if args.json:
-            print(json.dumps({"status": "interrupted", "message": str(interrupted)}))
+            status = "error" if isinstance(error, NnplugError) else "interrupted"
+            print(json.dumps({"status": status, "message": str(error)}))
         raise
     if args.json:
         print(json.dumps(result, indent=2))
