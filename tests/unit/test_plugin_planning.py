@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from nnplug.case_pool import Pool
 from nnplug.cli import main
 from nnplug.errors import NnplugError
-from nnplug.planning.classes import OWNERS, find_class, find_preprocessor
+from nnplug.planning.classes import OWNERS, find_class, find_preprocessor, with_owners
 from nnplug.planning.data import PlanningData, find_raw_data
 from nnplug.planning.experiment import PlannerSettings, plan_experiment
 from nnplug.planning.preprocessed_case import open_case
@@ -191,6 +191,12 @@ def test_a_plugin_with_the_name_of_a_class_of_nnunet(installed: PluginSite) -> N
 
 
 # --- planning and preprocessing --------------------------------------------------------------------------------------
+
+
+def test_the_owner_of_a_preprocessor_is_kept_where_its_plugin_is_away() -> None:
+    owner = {"distribution": "acme", "version": "1.5"}
+    plans = {"configurations": {"2d": {"preprocessor_name": "Inverted"}}, OWNERS: {"Inverted": owner, "Unused": owner}}
+    assert with_owners(plans)[OWNERS] == {"Inverted": owner}
 
 
 def test_plans_of_a_plugins_planner_are_stocks_in_form(acme: PluginSite, data: PlanningData) -> None:

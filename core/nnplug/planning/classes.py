@@ -80,9 +80,10 @@ def plugin_of_preprocessor(name: str) -> str | None:
 
 
 def with_owners(plans: Mapping[str, Any]) -> dict[str, Any]:
-    """The plans, with the owners of the plugins' preprocessors that they name."""
+    """The plans, with the owners of the plugins' preprocessors that they name, also of plugins that are away."""
     names = {settings.get("preprocessor_name") for settings in plans["configurations"].values()}
-    owners = {
+    owners = {name: owner for name, owner in plans.get(OWNERS, {}).items() if name in names}
+    owners |= {
         one.name: {"distribution": normalise_distribution(one.distribution), "version": one.version}
         for one in registry.get_registry().list_classes("preprocessor")
         if one.name in names
