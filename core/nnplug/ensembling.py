@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from nnplug.json_files import keep_json
 from nnplug.postprocessing import move_all
 from nnplug.safe_pickle import read_pickle
 
+_DAMAGED = (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _AGAIN = "Predict it again with --save_probabilities."
 
 
@@ -125,7 +127,7 @@ def check_probabilities(cases: Mapping[str, Sequence[Path]]) -> list[Problem]:
         for path in files:
             try:
                 shapes[path] = _shape(path)
-            except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            except _DAMAGED as error:
                 problems.append(Problem(f"it is no file of probabilities ({error})", _AGAIN, name, path))
         problems += [
             Problem(f"its shape is {shape}, that in {files[0].parent} {shapes[files[0]]}", _AGAIN, name, path)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from nnplug import NnplugError
 from nnplug.cli import main
-from nnplug.ensembling import ensemble
+from nnplug.ensembling import check_probabilities, ensemble
 from nnplug.postprocessing import postprocess
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 from support.predictions import make_truth, read_segmentation, write_predictions, write_segmentation
@@ -74,6 +74,17 @@ def test_every_problem_of_an_ensemble_is_listed(inputs: list[Path], tmp_path: Pa
         f"  case b.x, {first / 'b.x.npz'}: b.x.pkl is missing beside it. {again}",
     ]
     assert not (tmp_path / "out").exists()
+
+
+def test_probabilities_that_are_damaged_anywhere(inputs: list[Path]) -> None:
+    path = inputs[0] / "a.npz"
+    whole = path.read_bytes()
+    told = set()
+    # where the member and its compressed header are, and the archive's own list of members
+    for position in [*range(100), *range(len(whole) - 120, len(whole))]:
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
+        told |= {problem.found.partition("(")[0] for problem in check_probabilities({"a": [path]})}
+    assert told == {"it is no file of probabilities "}
 
 
 def test_a_case_that_can_not_be_averaged_is_named_and_the_others_go_on(inputs: list[Path], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import stat
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,9 @@ MODEL = f"{DATASET}/{TRAINER}__nnUNetPlans__3d_fullres"
 def results(tmp_path: Path) -> Path:
     """One model of two folds, trained with the plugin acme-nets 1.2."""
     model = write_validated_model(tmp_path / "results" / MODEL, (("a",), ("b",)), 1.0)
-    manifest = Manifest(TRAINER, {"name": TRAINER}, {"acme-nets": "1.2", "nnplug": "0.1.0"}, make_plans(), {}, "3d_fullres")
+    manifest = Manifest(
+        TRAINER, {"name": TRAINER}, {"acme-nets": "1.2", "nnplug": "0.1.0"}, make_plans(), {}, "3d_fullres"
+    )
     (model / "nnplug.json").write_text(json.dumps(manifest.as_json()))
     (model / "fold_0" / "nnplug_fold.json").write_text("{}")
     (model / "fold_0" / "checkpoint_best.pth").write_bytes(b"best")
@@ -176,6 +179,16 @@ def test_a_file_of_stock_nnunet_tells_the_package_of_its_network(tmp_path: Path)
     assert again.missing == ()
 
 
+def test_a_network_of_a_script_names_no_package(tmp_path: Path) -> None:
+    plans = make_plans()
+    plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "__main__.Net"
+    file = make_zip(tmp_path / "m.zip", {f"{MODEL}/plans.json": json.dumps(plans)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["__main__"], "__spec__", None)  # as in one that is run by its path
+        [model] = install_models(file, results=tmp_path / "results")
+    assert model.missing == ()
+
+
 def link(archive: zipfile.ZipFile) -> None:
     member = zipfile.ZipInfo(f"{MODEL}/fold_1")
     member.create_system, member.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
@@ -250,6 +263,11 @@ class Harmful:
             {f"{MODEL}/plans.json": "{"},
             r"m\.zip is not installed: The plans file Dataset902_Made/.*plans\.json is no valid",
         ),
+        (
+            {f"{MODEL}/plans.json": json.dumps({**make_plans(), "configurations": [1]})},
+            r"is not installed: Dataset902_Made/.*plans\.json is not complete: its configurations are no JSON object\.",
+        ),
+        ({f"{MODEL}/crossval/postprocessing.pkl": pickle.dumps(([[1]], [{}]))}, r"is no post-processing file of nnU"),
         ({f"{MODEL}/dataset.json": None}, r"m\.zip is not installed: .* is no model folder: it has no dataset\.json\."),
         (
             {f"{MODEL}/fold_0/checkpoint_final.pth": None},

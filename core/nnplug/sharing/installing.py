@@ -64,14 +64,13 @@ def install_models(archive: Path, *, results: Path | None = None, overwrite: boo
             with tempfile.TemporaryDirectory(dir=results, prefix=".nnplug-install-") as scratch:
                 draft = Path(scratch)
                 _unpack(file, draft)
-                _check_content(draft, [draft / model for model in models], archive)
+                installed = _check_content(draft, models, archive, results)
                 _place(draft, units, results, overwrite)
     except _DAMAGED as error:
         raise NnplugError(f"{archive} is no whole zip file ({error}). Download it again.") from error
     except OSError as error:
         raise write_error(results / f"the models of {archive.name}", error) from error
-    folders = [read_model_folder(results / model) for model in models]
-    return [InstalledModel(one.path, _folds(one.path), tuple(missing_packages(one))) for one in folders]
+    return installed
 
 
 # --- before anything is written --------------------------------------------------------------------------------------
@@ -122,16 +121,20 @@ def _unpack(file: zipfile.ZipFile, draft: Path) -> None:
             os.fsync(written.fileno())
 
 
-def _check_content(draft: Path, models: Sequence[Path], archive: Path) -> None:
+def _check_content(draft: Path, models: Sequence[PurePosixPath], archive: Path, results: Path) -> list[InstalledModel]:
+    installed = []
     try:
-        for path in models:
-            read_model_folder(path)
+        for model in models:
+            path = draft / model
+            missing = missing_packages(read_model_folder(path))
             if not _folds(path):
                 raise NnplugError(f"{path} has no fold with a checkpoint.")
+            installed.append(InstalledModel(results / model, _folds(path), tuple(missing)))
         _check_pickles(sorted(draft.rglob("*.pkl")))
     except NnplugError as error:
         told = str(error).replace(f"{draft}{os.sep}", "")
         raise NnplugError(f"{archive} is not installed: {told}") from error
+    return installed
 
 
 def _check_pickles(paths: Sequence[Path]) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import re
 from collections.abc import Mapping
 
+from nnplug.errors import NnplugError
 from nnplug.model_folder import Manifest
 from nnplug.trained_models import ModelFolder
 
@@ -47,10 +48,20 @@ def _is_installed(distribution: str) -> bool:
 
 def _foreign_packages(model: ModelFolder) -> set[str]:
     """Top-level packages of the networks that are not here."""
+    configurations = model.plans["configurations"]
+    if not isinstance(configurations, dict):
+        raise NnplugError(f"{model.path / 'plans.json'} is not complete: its configurations are no JSON object.")
     names = set()
-    for settings in model.plans["configurations"].values():
+    for settings in configurations.values():
         architecture = settings.get("architecture") if isinstance(settings, dict) else None
         if isinstance(architecture, dict):
             # only the first part: to look for the others would import it
             names.add(str(architecture.get("network_class_name", "")).partition(".")[0])
-    return {name for name in names if name.isidentifier() and importlib.util.find_spec(name) is None}
+    return {name for name in names if name.isidentifier() and not _is_importable(name)}
+
+
+def _is_importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # a module that is loaded and was made otherwise, such as __main__
+        return True
