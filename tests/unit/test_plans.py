@@ -165,6 +165,19 @@ def test_a_memory_target_is_kept(planned: Path, capsys: pytest.CaptureFixture[st
     assert more["changes"]["patch_size"] < small["changes"]["patch_size"]
 
 
+def test_a_patch_that_the_planner_would_not_choose(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert derive("--name", "a", "--set", "patch_size=160,160,160", "--json") == 0
+    captured = capsys.readouterr()
+    needed = json.loads(captured.out)["estimated_memory_gb"]
+    assert captured.err == (
+        f"nnplug: warning: 'a' is estimated to need {needed:.1f} GB, more than the 8 GB that nnU-Net's planner goes by. "
+        "-gpu_memory_target GB refuses what is too large.\n"
+    )
+    target = ("-gpu_memory_target", 2 * needed)
+    assert derive("--name", "b", "--set", "patch_size=160,160,160", "--set", "batch_size=2", *target) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_the_network_can_be_kept(planned: Path) -> None:
     assert derive("--name", "a", "--set", "patch_size=64,64,64", "--keep-network") == 0
     assert settings(planned, "a") == {"inherits_from": "3d_fullres", "patch_size": [64, 64, 64]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +179,18 @@ def run_derive(args: argparse.Namespace) -> int:
     path = write_derivation(file, args.configuration, name, derivation, args.new_plans, args.overwrite)
     report = _report(args, file, derivation, path, name)
     print(json.dumps(report, indent=2) if args.json else _report_text(report, derivation, args.configuration))
+    _warn_of_memory(derivation, name)
     return 0
+
+
+def _warn_of_memory(derivation: Derivation, name: str) -> None:
+    needed, planned = derivation.estimated_gb, derivation.target_gb
+    if derivation.trainer is None and needed is not None and needed > planned:
+        print(
+            f"nnplug: warning: '{name}' is estimated to need {needed:.1f} GB, more than the {planned:g} GB that nnU-Net's "
+            "planner goes by. -gpu_memory_target GB refuses what is too large.",
+            file=sys.stderr,
+        )
 
 
 def _check_options(args: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ class Derivation:
         settings: all of its entries, inherited ones included.
         base: those of the configuration that it is derived from.
         estimated_gb: memory of a training as nnU-Net's planner reckons it, None where it can not.
+        target_gb: memory that was asked for, or that the planner goes by.
         data_changes: entries because of which the cases have to be preprocessed anew.
         trainer, trainer_gb: the trainer that it was made for, and its memory; see ``trainer_fit``.
     """
@@ -30,6 +31,7 @@ class Derivation:
     settings: dict[str, Any]
     base: dict[str, Any]
     estimated_gb: float | None
+    target_gb: float
     data_changes: list[str] = field(default_factory=list)
     trainer: str | None = None
     trainer_gb: float | None = None
@@ -80,9 +82,11 @@ def derive(
         if target_gb is not None and "batch_size" not in changes:
             settings["batch_size"] = batch_that_fits(planner, settings, target_gb, num_voxels)
         estimate = estimated_gb(planner, settings)
+        planners_gb = planner.UNet_vram_target_GB
     if target_gb is not None and (estimate is None or estimate > target_gb):
         raise NnplugError(_too_large(settings, estimate, target_gb))
-    return Derivation(settings, base, estimate, own_data(settings, base, changes, data_identifier))
+    data_changes = own_data(settings, base, changes, data_identifier)
+    return Derivation(settings, base, estimate, planners_gb if target_gb is None else target_gb, data_changes)
 
 
 def _too_large(settings: Mapping[str, Any], estimate: float | None, target_gb: float) -> str:

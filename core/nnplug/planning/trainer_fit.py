@@ -105,8 +105,8 @@ def derive_for_trainer(
         estimate = estimated_gb(planner, settings)
     if needed > target_gb:
         raise NnplugError(_too_large(task, settings, needed))
-    derivation = Derivation(settings, base, estimate, own_data(settings, base, changes, data_identifier))
-    return replace(derivation, trainer=resolved.name, trainer_gb=needed)
+    data_changes = own_data(settings, base, changes, data_identifier)
+    return Derivation(settings, base, estimate, target_gb, data_changes, resolved.name, needed)
 
 
 def _with_own_sizes(changes: Mapping[str, Any], resolved: ResolvedConfig) -> dict[str, Any]:
