@@ -170,8 +170,8 @@ def test_a_patch_that_the_planner_would_not_choose(planned: Path, capsys: pytest
     captured = capsys.readouterr()
     needed = json.loads(captured.out)["estimated_memory_gb"]
     assert captured.err == (
-        f"nnplug: warning: 'a' is estimated to need {needed:.1f} GB, more than the 8 GB that nnU-Net's planner goes by. "
-        "-gpu_memory_target GB refuses what is too large.\n"
+        f"nnplug: warning: 'a' is estimated to need {needed:.1f} GB, more than the 8 GB that nnU-Net's planner "
+        "goes by. -gpu_memory_target GB refuses what is too large.\n"
     )
     target = ("-gpu_memory_target", 2 * needed)
     assert derive("--name", "b", "--set", "patch_size=160,160,160", "--set", "batch_size=2", *target) == 0

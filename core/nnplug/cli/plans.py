@@ -187,8 +187,8 @@ def _warn_of_memory(derivation: Derivation, name: str) -> None:
     needed, planned = derivation.estimated_gb, derivation.target_gb
     if derivation.trainer is None and needed is not None and needed > planned:
         print(
-            f"nnplug: warning: '{name}' is estimated to need {needed:.1f} GB, more than the {planned:g} GB that nnU-Net's "
-            "planner goes by. -gpu_memory_target GB refuses what is too large.",
+            f"nnplug: warning: '{name}' is estimated to need {needed:.1f} GB, more than the {planned:g} GB that "
+            "nnU-Net's planner goes by. -gpu_memory_target GB refuses what is too large.",
             file=sys.stderr,
         )
 
