@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,11 @@ from nnplug.json_files import keep_json
 from nnplug.postprocessing import move_all
 from nnplug.safe_pickle import read_pickle
 
-_DAMAGED = (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# the last two come from numpy's reading of the header
+_DAMAGED = (
+    *(OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error),
+    *(tokenize.TokenError, SyntaxError),
+)
 _AGAIN = "Predict it again with --save_probabilities."
 
 

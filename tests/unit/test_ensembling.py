@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,11 @@ def test_probabilities_that_are_damaged_anywhere(inputs: list[Path]) -> None:
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
         told |= {problem.found.partition("(")[0] for problem in check_probabilities({"a": [path]})}
     assert told == {"it is no file of probabilities "}
+    header = b"{'descr': ('<f2'"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("probabilities.npy", b"\x93NUMPY\x01\x00" + bytes([len(header), 0]) + header)
+    [problem] = check_probabilities({"a": [path]})
+    assert problem.found.startswith("it is no file of probabilities (")
 
 
 def test_a_case_that_can_not_be_averaged_is_named_and_the_others_go_on(inputs: list[Path], tmp_path: Path) -> None:
