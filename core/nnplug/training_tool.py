@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from nnplug.interrupts import TrainingInterrupted
 from nnplug.inventory.problems import raise_problems
 from nnplug.planning.data import PlanningData, environment, find_raw_data, open_inventory
 from nnplug.planning.data_record import check_unchanged
+from nnplug.planning.folder_use import FolderUse
 from nnplug.planning.missing_steps import MissingSteps, list_stages
 from nnplug.registry import get_registry
 from nnplug.resolved import ResolvedConfig
-from nnplug.results import summarise
+from nnplug.results import summarise, with_results_dir
 from nnplug.training import choose_device, choose_folds, choose_mode, find_weights, train
 from nnplug.training_events import EventSender, TrainingEvent
 
@@ -153,7 +154,7 @@ def nnunet_training(
         with _alone(), _folders(cache_dir, results_dir), listening(events.hear):
             if use_compressed:
                 events.send("check", "use_compressed has had no effect since nnU-Net stores its data with blosc2.")
-            return {**call.run(), "progress_error": events.error}
+            return {**with_results_dir(call.run(), results_dir), "progress_error": events.error}
     except (TrainingInterrupted, Exception) as error:
         if raise_errors:
             raise
@@ -211,11 +212,15 @@ class _Call:
 
     def run(self) -> dict[str, Any]:
         """The result, see `nnunet_training`."""
+        with ExitStack() as uses:
+            return self._run(uses)
+
+    def _run(self, uses: ExitStack) -> dict[str, Any]:
         # what can be refused is refused before hours are spent on the data
         last = self._resolve(self.trainer)
         first = self._resolve(self.prev_stage_trainer or self.trainer)
         mode = self._check_options()
-        folder = self._prepare_data()
+        folder = self._prepare_data(uses)
         stages = list_stages(folder, self.plans_name, self.configuration)
         if self.prev_stage_trainer is not None and len(stages) == 1:
             raise NnplugError(f"Configuration '{self.configuration}' is no cascade: it takes no previous stage.")
@@ -243,24 +248,26 @@ class _Call:
 
     # --- data
 
-    def _prepare_data(self) -> Path:
-        """Do what is missing; returns ``nnUNet_preprocessed/DatasetXXX_NAME``."""
+    def _prepare_data(self, uses: ExitStack) -> Path:
+        """Do what is missing; returns ``nnUNet_preprocessed/DatasetXXX_NAME``, kept as it is during ``uses``."""
         if self.no_preprocessing and self.inventory is None:
             folder = environment_folder("nnUNet_preprocessed") / find_dataset(self.dataset)
             self.events.dataset = folder.name
+            uses.enter_context(FolderUse(folder)).read()
             self._check_preprocessed(folder)
             return folder
         data = find_raw_data(self.dataset) if self.inventory is None else self._open_inventory()
         self.events.dataset = data.name
         given = [folder for folder in (data.folder, data.raw / data.name) if (folder / "splits_final.json").is_file()]
         choose_folds(self.fold, [*given, data.folder][0], _ignore)
+        use = uses.enter_context(FolderUse(data.folder))
         if self.no_preprocessing:
+            use.read()
             check_unchanged(data)
             self._check_preprocessed(data.folder)
         else:
-            MissingSteps(data=data, plans_name=self.plans_name, tell=self.events.send, **self.steps).run(
-                self.configuration
-            )
+            steps = MissingSteps(data=data, plans_name=self.plans_name, tell=self.events.send, **self.steps)
+            steps.run(self.configuration, use)
         return data.folder
 
     def _open_inventory(self) -> PlanningData:

@@ -23,6 +23,7 @@ from nnplug.interrupts import TrainingInterrupted
 from nnplug.planning.data import find_raw_data
 from nnplug.planning.data_record import write_record
 from nnplug.planning.experiment import find_planner
+from nnplug.planning.folder_use import FolderUse
 from support.datasets import DatasetForTests
 from support.full_disk import largest_file
 from support.inventories import MadeInventory, make_case, save_image
@@ -125,6 +126,46 @@ def test_of_several_processes_one_works_on_the_data(tool: Tool) -> None:
         f"Another process works on {tool.cache}; waiting for it",
         "Dataset007_inventory: 5 cases",
     ]
+
+
+def test_data_is_not_made_anew_under_a_training(tool: Tool) -> None:
+    refused: list[str] = []
+
+    def progress(event: TrainingEvent) -> None:
+        if event.stage == "epoch":
+            with FolderUse(tool.cache) as use, pytest.raises(NnplugError) as caught:
+                use.make_anew()
+            refused.append(str(caught.value))
+
+    tool(progress=progress)
+    message = f"A training reads {tool.cache}, and --clean would take its data away. Wait until it ends, or leave out "
+    assert refused == [f"{message}--clean."]
+    before = times(tool.cache)
+    with FolderUse(tool.cache) as use:
+        use.read()
+        with pytest.raises(NnplugError, match="A training reads"):
+            tool(clean=True)
+        tool()
+    assert times(tool.cache) == before
+
+
+def test_of_several_processes_one_makes_the_data_anew(tool: Tool) -> None:
+    tool()
+    before = times(tool.cache)
+    lock = FileLock(tool.cache.parent / ".nnplug_Dataset007_inventory.lock")
+    for done, is_kept in (("nnUNetPlans 3d_fullres", True), ("nnUNetPlans 2d", False)):
+        lock.acquire()
+
+        def progress(event: TrainingEvent, done: str = done) -> None:
+            if "waiting" in event.message:
+                FolderUse(tool.cache).note_made_anew(done)
+                lock.release()
+
+        assert tool(progress=progress, clean=True)["progress_error"] is None
+        assert (times(tool.cache) == before) == is_kept
+    before = times(tool.cache)
+    tool(clean=True)
+    assert times(tool.cache) != before
 
 
 def test_finished_folds_are_trained_anew_with_restart_and_validated_for_what_is_missing(tool: Tool) -> None:

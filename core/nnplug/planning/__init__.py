@@ -3,6 +3,7 @@
 =================  ==========================================================================
 pipeline           the steps one after the other, with nnU-Net's defaults
 missing_steps      those of them that a training still needs
+folder_use         who reads it at the moment
 data               what is planned: a raw data set, or an inventory and its cache
 data_record        what the fingerprint was taken of, and what has changed since
 stock_data         what nnU-Net itself has made, and whether it is seen to be stale

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,6 +15,7 @@ from nnplug.errors import NnplugError
 from nnplug.planning.data import PlanningData
 from nnplug.planning.data_record import FINGERPRINT, check_unchanged, is_of_stock, is_verified, write_record
 from nnplug.planning.experiment import PlannerSettings, find_planner
+from nnplug.planning.folder_use import FolderUse
 from nnplug.planning.pipeline import Running, fingerprint, plan, preprocess_configurations
 from nnplug.planning.stock_data import check_stock_cases, check_stock_fingerprint, is_from_stock
 
@@ -39,19 +40,32 @@ class MissingSteps:
     num_processes: int | None = None
     tell: Callable[..., None]
 
-    def run(self, configuration: str) -> None:
-        """Everything that ``configuration`` needs, for a cascade also its first stage.
+    def run(self, configuration: str, use: FolderUse) -> None:
+        """Everything that ``configuration`` needs, for a cascade also its first stage; ``use`` reads it from then on.
 
         Raises:
-            NnplugError: the data has problems, all of which are named, or has changed; no such plans or configuration.
+            NnplugError: the data has problems, all of which are named, or has changed; no such plans or configuration;
+                a training reads what has to be made anew.
         """
+        before = use.made_anew()
         with self._alone():
-            if not self.clean:
-                self._check_stock(configuration)
-            self._make_fingerprint()
-            self._make_plans()
-            for name in list_stages(self.data.folder, self.plans_name, configuration):
-                self._preprocess(name)
+            what = f"{self.plans_name} {configuration}"
+            now = use.made_anew()
+            if self.clean and not (now != before and now.startswith(f"{what} ")):
+                use.make_anew()
+                self._work(configuration)
+                use.note_made_anew(what)
+            else:  # of several processes that begin anew at once, one for each fold, the first has done it
+                replace(self, clean=False)._work(configuration)
+            use.read()
+
+    def _work(self, configuration: str) -> None:
+        if not self.clean:
+            self._check_stock(configuration)
+        self._make_fingerprint()
+        self._make_plans()
+        for name in list_stages(self.data.folder, self.plans_name, configuration):
+            self._preprocess(name)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -1,0 +1,79 @@
+"""Who reads preprocessed data at the moment, so that ``--clean`` does not pull it away from a training.
+
+A lock (``flock``) that trainings share, and that whoever makes the data anew needs alone. It ends with its process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from nnplug.errors import NnplugError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows; nobody is kept from anything then
+    fcntl = None  # type: ignore[assignment]
+
+
+class FolderUse:
+    """The use of ``nnUNet_preprocessed/DatasetXXX_NAME`` by this process, for a ``with`` block.
+
+    Args:
+        folder: it, also before it is there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder.with_name(f".nnplug_{folder.name}.use")
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> FolderUse:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def read(self) -> None:
+        """Keep others from making it anew."""
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a folder that can not be written to, a file system without locks
+                fcntl.flock(self._open(), fcntl.LOCK_SH)
+
+    def make_anew(self) -> None:
+        """Have it alone.
+
+        Raises:
+            NnplugError: a training reads it.
+        """
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._open(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NnplugError(
+                f"A training reads {self._folder}, and --clean would take its data away. Wait until it ends, or leave "
+                "out --clean."
+            ) from None
+        except OSError:
+            return
+
+    def note_made_anew(self, what: str) -> None:
+        """Tell those who wait to make the same anew that it is."""
+        with contextlib.suppress(OSError):
+            self._path.write_text(f"{what} {uuid.uuid4()}")
+
+    def made_anew(self) -> str:
+        """What was made anew last; another text after each time."""
+        with contextlib.suppress(OSError):
+            return self._path.read_text()
+        return ""
+
+    def _open(self) -> IO[str]:
+        if self._file is None:
+            self._file = self._path.open("a")
+        return self._file
