@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,18 @@ def combine(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "predict_command": command,
         "folds": list(results),
     }
+
+
+def with_results_dir(result: Mapping[str, Any], folder: str | Path | None) -> dict[str, Any]:
+    """The result with a command that says in which folder the model is, where no variable of nnU-Net's does.
+
+    Stock nnU-Net's commands can not be told.
+    """
+    command = result["predict_command"]
+    if folder is None or not command:
+        return dict(result)
+    command = command.replace(STOCK, "nnplug predict").replace(" -f all ", " -f fold_all ")
+    return {**result, "predict_command": f"{command} --results-dir {shlex.quote(str(folder))}"}
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

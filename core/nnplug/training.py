@@ -203,7 +203,8 @@ def _check_preprocessed(folder: Path, plans: dict[str, Any], configuration: str)
     if not data.is_dir() or not any(data.iterdir()):
         raise NnplugError(
             f"Configuration '{configuration}' is not preprocessed: {data} is missing or empty. "
-            f"Run: nnUNetv2_preprocess -d {folder.name} -plans_name {plans['plans_name']} -c {configuration}"
+            f"Run: nnplug preprocess -d {folder.name} -plans_name {plans['plans_name']} -c {configuration}, "
+            "with the same --inventory or --cache-dir if there is one."
         )
     return settings.batch_size
 

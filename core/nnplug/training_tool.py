@@ -300,8 +300,6 @@ class _Call:
         results = []
         for number in choose_folds(fold, folder, _ignore):
             about = {"configuration": stage, "fold": number}
-            if options.get("validation_only"):
-                self.events.send("validate", f"Validating {stage}, fold {number}", **about)
             arguments = {**self.of_every_stage, **options, "plans": self.plans_name, "on_message": _ignore}
             [result] = train(folder.name, stage, number, trainer, **arguments)
             results.append(result)

@@ -6,6 +6,8 @@ No variable of nnU-Net's is set for nnplug here but those that keep the runs sma
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -66,7 +68,9 @@ def test_a_model_of_an_inventory(hippocampus_cache: Path, tmp_path: Path) -> Non
     """Trained and predicted by nnplug from inventories, then predicted by stock nnU-Net."""
     data = options(hippocampus_cache, 4, "Hippocampus")
     results = ["--results-dir", tmp_path / "results"]
-    run_nnplug("train", CONFIGURATION, 0, *data, *results, "-tr", SHORT, "-device", "cpu", env=SMALL)
+    done = run_nnplug("train", CONFIGURATION, 0, *data, *results, "-tr", SHORT, "-device", "cpu", env=SMALL)
+    command = re.search("^Predict with: (nnplug predict -i INPUT .*)$", done.stdout, re.MULTILINE)[1]
+    assert shlex.split(command)[-2:] == ["--results-dir", str(tmp_path / "results")]
     content = json.loads(hippocampus_cache.read_text())
     images = {name: entry["images"] for name, entry in list(content["dataset"].items())[:2]}
     to_predict = tmp_path / "to_predict.json"

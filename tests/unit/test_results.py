@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nnplug.results import combine, fold_result
+from nnplug.results import combine, fold_result, with_results_dir
 
 
 def result(folder: Path, fold: int, dice: float, checkpoint: str | None = "checkpoint_final.pth") -> dict[str, Any]:
@@ -57,3 +57,12 @@ def test_the_command_predicts_with_the_checkpoint_that_was_validated(tmp_path: P
 
 def test_there_is_no_command_without_a_checkpoint(tmp_path: Path) -> None:
     assert combine([result(tmp_path, fold, 0.5, None) for fold in (0, 1)])["predict_command"] is None
+
+
+def test_the_command_names_the_folder_that_no_variable_names(tmp_path: Path) -> None:
+    one = result(tmp_path, 3, 0.5)
+    assert with_results_dir(one, None) == one
+    assert with_results_dir(one, "my results")["predict_command"] == (
+        "nnplug predict -i INPUT -o OUTPUT -d Dataset004_Hippocampus -c 2d -f 3 -p nnUNetPlans -tr 'adam' "
+        "--results-dir 'my results'"
+    )

@@ -60,7 +60,7 @@ def test_configuration_that_is_not_preprocessed(active: DatasetForTests, tmp_pat
     folder.rename(folder.with_name("elsewhere"))
     with dataset.activated():
         refused(
-            "'2d' is not preprocessed: .* is missing or empty. Run: nnUNetv2_preprocess -d Dataset901_Tiny",
+            "'2d' is not preprocessed: .* is missing or empty. Run: nnplug preprocess -d Dataset901_Tiny",
             901,
             "2d",
             0,

@@ -96,9 +96,9 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps({"status": "interrupted", "message": str(interrupted)}))
         raise
     from nnplug.fold_folder import RESULT_NAME
-    from nnplug.results import combine
+    from nnplug.results import combine, with_results_dir
 
-    result = combine(results)
+    result = with_results_dir(combine(results), args.results_dir)
     if args.json:
         print(json.dumps(result, indent=2))
     else:
