@@ -10,9 +10,10 @@ import gzip
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,58 @@ class ImageHeader:
     num_channels: int | None
     origin_mm: tuple[float, ...] | None = field(default=None, compare=False)
     direction: tuple[float, ...] | None = field(default=None, compare=False)
+
+
+class Geometry(Protocol):
+    """Where the voxels of an image are; see ``ImageHeader``."""
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...] | None: ...
+    @property
+    def origin_mm(self) -> tuple[float, ...] | None: ...
+    @property
+    def direction(self) -> tuple[float, ...] | None: ...
+
+
+#: Relative: nnU-Net's readers and its integrity check refuse channels whose spacings differ by more.
+NNUNET_SPACING_TOLERANCE = 1e-5
+#: Relative: lets headers pass that were rounded, where nnU-Net does not read the two together.
+ROUNDED_SPACING_TOLERANCE = 1e-4
+DIRECTION_TOLERANCE = 1e-3
+_ORIGIN_TOLERANCE_VOXELS = 0.01
+
+
+def geometry_differences(
+    image: Geometry, first: Geometry, spacing_tolerance: float
+) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
+    """What differs of ``spacing``, ``origin`` and ``direction``; what one of the two does not tell is not compared.
+
+    Origins may be a hundredth of the first one's smallest voxel apart, direction cosines 0.001.
+
+    Args:
+        image, first: of the same size.
+        spacing_tolerance: relative.
+
+    Returns:
+        The values of both.
+    """
+    voxel = min(first.spacing_mm) if first.spacing_mm else 1.0
+    compared = (
+        ("spacing", image.spacing_mm, first.spacing_mm, spacing_tolerance, 1e-8),
+        ("origin", image.origin_mm, first.origin_mm, 0.0, _ORIGIN_TOLERANCE_VOXELS * voxel),
+        ("direction", image.direction, first.direction, 0.0, DIRECTION_TOLERANCE),
+    )
+    return {
+        what: (one, other)
+        for what, one, other, relative, absolute in compared
+        if one is not None and other is not None and not _are_close(one, other, relative, absolute)
+    }
+
+
+def _are_close(one: Sequence[float], other: Sequence[float], relative: float, absolute: float) -> bool:
+    return len(one) == len(other) and all(
+        math.isclose(a, b, rel_tol=relative, abs_tol=absolute) for a, b in zip(one, other, strict=True)
+    )
 
 
 class UnreadableImageError(Exception):

@@ -5,7 +5,6 @@ Every problem that can be seen beforehand is said at once; the rest of a predict
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tempfile
@@ -14,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnplug.errors import NnplugError
-from nnplug.image_headers import ImageHeader, UnreadableImageError, read_header, reason
+from nnplug.image_headers import (
+    NNUNET_SPACING_TOLERANCE,
+    ImageHeader,
+    UnreadableImageError,
+    geometry_differences,
+    read_header,
+    reason,
+)
 from nnplug.inventory.loading import load_inventory
 from nnplug.trained_models import ModelFolder
 
@@ -169,12 +175,10 @@ def _channel_problems(case: Case, channels: dict[Path, int | None], model: Model
     return problems
 
 
-def _same_spacing(headers: list[ImageHeader]) -> bool:
-    spacings = [header.spacing_mm for header in headers if header.spacing_mm is not None]
-    return all(
-        math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-8)
-        for spacing in spacings[1:]
-        for a, b in zip(spacings[0], spacing, strict=False)
+def _same_spacing(headers: Sequence[ImageHeader]) -> bool:
+    """As nnU-Net's readers compare; it takes the rest of the geometry from the first channel."""
+    return not any(
+        "spacing" in geometry_differences(header, headers[0], NNUNET_SPACING_TOLERANCE) for header in headers[1:]
     )
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
-from nnplug.image_headers import ImageHeader, UnreadableImageError, decompressed_length, read_header
+from nnplug.image_headers import (
+    NNUNET_SPACING_TOLERANCE,
+    ROUNDED_SPACING_TOLERANCE,
+    ImageHeader,
+    UnreadableImageError,
+    decompressed_length,
+    geometry_differences,
+    read_header,
+)
 from PIL import Image
 from support.models import write_image
 
@@ -112,3 +121,25 @@ def test_truncated_tiff(tmp_path: Path, compression: str | None, share: float) -
 
 def test_unknown_reader_is_left_to_nnunet(tmp_path: Path) -> None:
     assert read_header(tmp_path / "a.xyz", "SomeOtherIO") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({}, set()),
+        ({"spacing_mm": (0.5, 2.0001)}, set()),
+        ({"spacing_mm": (0.5001, 2.0)}, {"spacing"}),
+        ({"spacing_mm": None, "origin_mm": None, "direction": None}, set()),
+        ({"origin_mm": (10.0, -3.004)}, set()),
+        ({"origin_mm": (10.0, -3.006)}, {"origin"}),
+        ({"direction": (1.0, 0.0009, 0.0, 1.0)}, set()),
+        ({"direction": (1.0, 0.0011, 0.0, 1.0), "spacing_mm": (0.6, 2.0)}, {"direction", "spacing"}),
+        ({"origin_mm": (10.0,)}, {"origin"}),
+    ],
+)
+def test_geometry_that_differs(changes: dict[str, tuple[float, ...] | None], differing: set[str]) -> None:
+    first = ImageHeader((4, 4), (0.5, 2.0), 1, (10.0, -3.0), (1.0, 0.0, 0.0, 1.0))
+    found = geometry_differences(replace(first, **changes), first, ROUNDED_SPACING_TOLERANCE)  # type: ignore[arg-type]
+    assert set(found) == differing
+    strict = geometry_differences(replace(first, spacing_mm=(0.5, 2.0001)), first, NNUNET_SPACING_TOLERANCE)
+    assert strict == {"spacing": ((0.5, 2.0001), (0.5, 2.0))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +15,7 @@ from nnplug.conversion.spacing import find_spacing
 from nnplug.conversion.target import check_description, write_description
 from nnplug.conversion.writing import TARGET_ENDINGS, Output, image_outputs, label_outputs, reader_for, relabel
 from nnplug.errors import NnplugError
-from nnplug.image_headers import UnreadableImageError
+from nnplug.image_headers import ROUNDED_SPACING_TOLERANCE, UnreadableImageError, geometry_differences
 from nnplug.inventory.loading import CaseFiles, Inventory
 from nnplug.inventory.making import write_inventory
 from nnplug.inventory.patterns import FoundFiles, default_patterns, find_files, read_table
@@ -220,16 +219,8 @@ def check_same_grid(path: Path, image: Image, first: Image) -> None:
     """
     if image.size != first.size:
         raise CaseFailure(f"{path}: it has {_shown(image.size)} voxels, the first channel has {_shown(first.size)}")
-    small = 0.01 * min(first.spacing)
-    for what, one, other, relative, absolute in (
-        ("spacing", image.spacing_mm, first.spacing_mm, 1e-4, 0.0),
-        ("origin", image.origin_mm, first.origin_mm, 0.0, small),
-        ("direction", image.direction, first.direction, 0.0, 1e-3),
-    ):
-        if one is None or other is None:
-            continue
-        if not all(math.isclose(a, b, rel_tol=relative, abs_tol=absolute) for a, b in zip(one, other, strict=True)):
-            raise CaseFailure(f"{path}: its {what} is {_shown(one)}, that of the first channel {_shown(other)}")
+    for what, (one, other) in geometry_differences(image, first, ROUNDED_SPACING_TOLERANCE).items():
+        raise CaseFailure(f"{path}: its {what} is {_shown(one)}, that of the first channel {_shown(other)}")
 
 
 def _shown(values: Sequence[float]) -> str:

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from nnplug.errors import NnplugError
-from nnplug.image_headers import ImageHeader, UnreadableImageError, read_header
+from nnplug.image_headers import (
+    ROUNDED_SPACING_TOLERANCE,
+    ImageHeader,
+    UnreadableImageError,
+    geometry_differences,
+    read_header,
+)
 from nnplug.inventory.problems import Problem, raise_problems
 from nnplug.json_files import read_json
 from nnplug.trained_models import read_model_folder
@@ -119,17 +123,8 @@ def _differences(truth: ImageHeader, predicted: ImageHeader) -> list[str]:
     """What differs by more than writing and reading an image may change."""
     if truth.size != predicted.size:
         return [f"it has {_shown(predicted.size)} voxels, the truth has {_shown(truth.size)}"]
-    voxel = min(truth.spacing_mm) if truth.spacing_mm else 1.0
-    compared = (
-        ("spacing", truth.spacing_mm, predicted.spacing_mm, 1e-4 * voxel),
-        ("origin", truth.origin_mm, predicted.origin_mm, 0.01 * voxel),
-        ("direction", truth.direction, predicted.direction, 1e-3),
-    )
-    return [
-        f"its {what} is {_shown(here)}, the truth's {_shown(there)}"
-        for what, there, here, tolerance in compared
-        if there is not None and here is not None and not np.allclose(here, there, rtol=0, atol=tolerance)
-    ]
+    different = geometry_differences(predicted, truth, ROUNDED_SPACING_TOLERANCE)
+    return [f"its {what} is {_shown(here)}, the truth's {_shown(there)}" for what, (here, there) in different.items()]
 
 
 def _shown(values: Sequence[float]) -> str:

@@ -16,7 +16,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from nnplug.image_headers import ImageHeader, UnreadableImageError, decompressed_length, read_header, reason
+from nnplug.image_headers import (
+    DIRECTION_TOLERANCE,
+    NNUNET_SPACING_TOLERANCE,
+    ImageHeader,
+    UnreadableImageError,
+    decompressed_length,
+    geometry_differences,
+    read_header,
+    reason,
+)
 from nnplug.inventory.loading import CaseFiles
 from nnplug.inventory.nifti_bytes import count_nonfinite
 from nnplug.inventory.problems import Problem, shortened
@@ -24,8 +33,6 @@ from nnplug.inventory.readers import misnamed_spacing_files, tiff_spacing_file
 
 T = TypeVar("T")
 
-_ORIGIN_TOLERANCE_VOXELS = 0.01
-_DIRECTION_TOLERANCE = 1e-3
 _LEAVE_OUT = "or leave the case out."
 
 
@@ -143,10 +150,11 @@ def _check_geometry(header: ImageHeader, first: ImageHeader) -> list[Problem]:
     if header.size != first.size:
         found = f"it has {_shown(header.size)} voxels, the first channel has {_shown(first.size)}"
         return [Problem(found, advice)]
+    different = geometry_differences(header, first, NNUNET_SPACING_TOLERANCE)
     if header.spacing_mm is not None and first.spacing_mm is not None:
         if not all(value > 0 for value in header.spacing_mm):
             problems.append(Problem(f"its voxel spacing is {_shown(header.spacing_mm)} mm", "Mend the header."))
-        elif not _close(header.spacing_mm, first.spacing_mm, relative=1e-5, absolute=1e-8):
+        elif "spacing" in different:
             found = (
                 f"its spacing is {_shown(header.spacing_mm)} mm, that of the first channel {_shown(first.spacing_mm)}"
             )
@@ -154,29 +162,18 @@ def _check_geometry(header: ImageHeader, first: ImageHeader) -> list[Problem]:
     if header.direction is not None and not _is_orthonormal(header.direction):
         found = f"its axes are not at right angles (direction {_listed(header.direction)})"
         problems.append(Problem(found, "Resample it to a grid with right angles."))
-    elif not _close(header.direction, first.direction, absolute=_DIRECTION_TOLERANCE):
+    elif "direction" in different:
         found = f"its direction is {_listed(header.direction)}, that of the first channel {_listed(first.direction)}"
         problems.append(Problem(found, copied))
-    voxel = min(first.spacing_mm) if first.spacing_mm else 1.0
-    if not _close(header.origin_mm, first.origin_mm, absolute=_ORIGIN_TOLERANCE_VOXELS * voxel):
+    if "origin" in different:
         found = f"its origin is {_listed(header.origin_mm)} mm, that of the first channel {_listed(first.origin_mm)}"
         problems.append(Problem(found, copied))
     return problems
 
 
-def _close(
-    one: Sequence[float] | None, other: Sequence[float] | None, *, relative: float = 0.0, absolute: float
-) -> bool:
-    if one is None or other is None:
-        return True
-    return len(one) == len(other) and all(
-        math.isclose(a, b, rel_tol=relative, abs_tol=absolute) for a, b in zip(one, other, strict=True)
-    )
-
-
 def _is_orthonormal(direction: Sequence[float]) -> bool:
     matrix = np.reshape(direction, (math.isqrt(len(direction)), -1))
-    return bool(np.all(np.abs(matrix @ matrix.T - np.eye(len(matrix))) <= _DIRECTION_TOLERANCE))
+    return bool(np.all(np.abs(matrix @ matrix.T - np.eye(len(matrix))) <= DIRECTION_TOLERANCE))
 
 
 def _shown(values: Sequence[float]) -> str:
