@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -20,12 +21,14 @@ from nnplug.model_folder import Manifest
 from nnplug.sharing.exporting import export_models
 from nnplug.sharing.installing import install_models
 from nnplug.sharing.members import MAX_FILES, find_problem
+from nnplug.trained_models import list_models
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 from support.models import make_dataset_json, make_plans
 from support.predictions import write_validated_model
 
 DATASET = "Dataset902_Made"
 TRAINER = "dice_loss+num_epochs=1"
+DESCRIPTIONS = {"plans.json": make_plans, "dataset.json": make_dataset_json}
 MODEL = f"{DATASET}/{TRAINER}__nnUNetPlans__3d_fullres"
 
 
@@ -162,6 +165,13 @@ def test_an_exported_model_is_installed(results: Path, tmp_path: Path, capsys: p
     assert json.loads((target / MODEL / "plans.json").read_text()) == make_plans()
     assert not (target / MODEL / "old").exists()
     assert [path.name for path in target.iterdir()] == [DATASET]
+    [kept] = (target / DATASET).glob("replaced_*")
+    assert f"  The model that was there is now {kept / Path(MODEL).name}.\n" in capsys.readouterr().out
+    assert (kept / Path(MODEL).name / "plans.json").read_text() == "mine"
+    assert (kept / Path(MODEL).name / "old").exists()
+    assert [names[2] for names in list_models(target / DATASET)] == ["3d_fullres"]
+    assert main(["install", str(file), "--results-dir", str(target), "--overwrite"]) == 0
+    assert len(list((target / DATASET).glob("replaced_*"))) == 2
 
 
 def test_a_file_of_stock_nnunet_tells_the_package_of_its_network(tmp_path: Path) -> None:
@@ -330,22 +340,67 @@ def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert everything_in(target) == []
 
 
-def test_a_model_that_can_not_be_moved_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def content_of(folder: Path) -> dict[str, str | None]:
+    return {str(path): path.read_text() if path.is_file() else None for path in everything_in(folder)}
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_models_that_can_not_all_be_moved_leave_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    other = MODEL.replace("3d_fullres", "3d_lowres")
+    new = {f"{other}/{name}": json.dumps(make()) for name, make in DESCRIPTIONS.items()}
+    new |= {f"{other}/fold_0/checkpoint_final.pth": b"weights", f"{DATASET}/ensembles/e/summary.json": b"{}"}
     file, target = make_zip(tmp_path / "m.zip"), tmp_path / "results"
     install_models(file, results=target)
     (target / MODEL / "mine").touch()
-    before = everything_in(target)
-    rename = os.rename
+    before = content_of(target)
+    make_zip(file, new)
+    rename, number = os.rename, itertools.count(1)
 
-    def refuse_new(source: Path, destination: Path) -> None:
-        if source.name == destination.name and ".nnplug-install-" in str(source):
+    def refuse_one(source: Path, destination: Path) -> None:
+        if ".nnplug-install-" in str(source) and next(number) == failing:
             raise OSError(13, "Permission denied")
         rename(source, destination)
 
-    monkeypatch.setattr(os, "rename", refuse_new)
-    with pytest.raises(NnplugError, match=r"Could not write .*: Permission denied"):
+    monkeypatch.setattr(os, "rename", refuse_one)
+    with pytest.raises(NnplugError, match=r"Could not write .*: Permission denied .* before is unchanged\."):
         install_models(file, results=target, overwrite=True)
-    assert everything_in(target) == before
+    assert content_of(target) == before
+
+
+def test_a_file_in_the_place_of_a_model(tmp_path: Path) -> None:
+    file, target = make_zip(tmp_path / "m.zip"), tmp_path / "results"
+    (target / DATASET).mkdir(parents=True)
+    (target / MODEL).write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(
+            NnplugError, match=r"3d_fullres is a file, and the models need a folder there\. Move it away\."
+        ):
+            install_models(file, results=target, overwrite=overwrite)
+    assert (target / MODEL).read_text() == "mine"
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"])
+def test_another_data_set_with_the_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    file = make_zip(tmp_path / "m.zip")
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    (tmp_path / variable / "Dataset0902_Mine").mkdir()
+    with pytest.raises(NnplugError) as error:
+        install_models(file)
+    assert str(error.value) == (
+        f"{file} is not installed: it would add {DATASET}, and Dataset0902_Mine in {tmp_path / variable} has this id, "
+        "by which nnU-Net could find neither of them then. Install it into a folder of its own with --results-dir, "
+        "and predict with nnplug predict_from_modelfolder."
+    )
+    assert not (tmp_path / "nnUNet_results" / DATASET).exists()
+    assert len(install_models(file, results=tmp_path / "its_own")) == 1
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("Dataset902_Twice/a", "")
+    with pytest.raises(NnplugError, match="and Dataset902_Twice in the file too has this id"):
+        install_models(file, results=tmp_path / "another")
 
 
 def test_the_results_folder_is_that_of_nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

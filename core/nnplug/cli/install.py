@@ -24,7 +24,11 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("archive", metavar="ZIP", type=Path, help="the file")
-    parser.add_argument("--overwrite", action="store_true", help="replace models that are there already")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace models that are there already, and keep them under replaced_TIME",
+    )
     parser.add_argument(
         "--results-dir", metavar="DIR", type=Path, help="folder of trained models, in place of nnUNet_results"
     )
@@ -40,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
         folds = " ".join("fold_all" if fold == "all" else fold for fold in model.folds)
         command = ["-d", model.path.parent.name, "-c", configuration, "-tr", trainer, "-p", plans]
         print(f"{model.path}\n  nnplug predict -i INPUT -o OUTPUT {shlex.join(command)} -f {folds}")
+        if model.replaced is not None:
+            print(f"  The model that was there is now {model.replaced}.")
         missing |= dict.fromkeys(model.missing)
     if missing:
         print(

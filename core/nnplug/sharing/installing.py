@@ -6,6 +6,8 @@ Nothing of it is imported or run.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -13,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from nnplug.atomic_file import write_error
@@ -34,24 +37,27 @@ class InstalledModel:
         folds: names such as ``0`` and ``all``.
         missing: what it was trained with and is not installed here, see
             :func:`nnplug.sharing.requirements.missing_packages`.
+        replaced: where the model is now that was there before.
     """
 
     path: Path
     folds: tuple[str, ...]
     missing: tuple[str, ...]
+    replaced: Path | None = None
 
 
 def install_models(archive: Path, *, results: Path | None = None, overwrite: bool = False) -> list[InstalledModel]:
-    """Install every model of a zip file.
+    """Install every model of a zip file, or none of them.
 
     Args:
         archive: the file.
         results: folder of trained models; ``nnUNet_results`` by default.
-        overwrite: replace models that are there already.
+        overwrite: replace models that are there already; they are moved into ``replaced_<timestamp>`` beside them.
 
     Raises:
         NnplugError: no zip file or a damaged one; a member that would be written elsewhere, a link, content far larger
-            than the file, a pickle that would run code; no model in it; a model that is there already; a full disk.
+            than the file, a pickle that would run code; no model in it; a model that is there already; another data
+            set with its id; a full disk.
     """
     if not archive.is_file():
         raise NnplugError(f"There is no file {archive}.")
@@ -65,12 +71,12 @@ def install_models(archive: Path, *, results: Path | None = None, overwrite: boo
                 draft = Path(scratch)
                 _unpack(file, draft)
                 installed = _check_content(draft, models, archive, results)
-                _place(draft, units, results, overwrite)
+                replaced = _place(draft, units, results, overwrite)
     except _DAMAGED as error:
         raise NnplugError(f"{archive} is no whole zip file ({error}). Download it again.") from error
     except OSError as error:
         raise write_error(results / f"the models of {archive.name}", error) from error
-    return installed
+    return [dataclasses.replace(one, replaced=replaced.get(one.path)) for one in installed]
 
 
 # --- before anything is written --------------------------------------------------------------------------------------
@@ -83,6 +89,8 @@ def _check(file: zipfile.ZipFile, archive: Path, results: Path, overwrite: bool)
     units = _units(file)
     if not any(_is_model(unit) for unit in units):
         raise NnplugError(f"{archive} holds no model: expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION.")
+    _check_ids(sorted({unit.parts[0] for unit in units}), archive, results)
+    _check_places(file, units, results)
     there = [str(results / unit) for unit in units if (results / unit).is_dir()]
     if there and not overwrite:
         raise NnplugError(f"There is already {', '.join(there)}. Replace it with --overwrite, or move it away.")
@@ -92,6 +100,39 @@ def _check(file: zipfile.ZipFile, archive: Path, results: Path, overwrite: bool)
     if needed > free:
         raise NnplugError(f"{archive} needs {needed / 1e9:.2f} GB, and {results} has {free / 1e9:.2f} GB free.")
     return units
+
+
+def _check_ids(names: Sequence[str], archive: Path, results: Path) -> None:
+    """nnU-Net refuses an id that two names have, in whichever of its folders they are."""
+    folders = [results]
+    in_use = os.environ.get("nnUNet_results")
+    if not in_use or Path(in_use).resolve() == results.resolve():
+        folders += [Path(os.environ[key]) for key in ("nnUNet_raw", "nnUNet_preprocessed") if os.environ.get(key)]
+    there = {path.name: folder for folder in folders for path in folder.glob("Dataset*_*") if path.is_dir()}
+    for name in names:
+        if (results / name).is_dir():
+            continue  # it is not this installation that makes them two
+        others = [other for other in (*there, *names) if other != name and _id(other) == _id(name)]
+        if others:
+            raise NnplugError(
+                f"{archive} is not installed: it would add {name}, and {others[0]} in "
+                f"{there.get(others[0], 'the file too')} has this id, by which nnU-Net could find neither of them "
+                "then. Install it into a folder of its own with --results-dir, and predict with "
+                "nnplug predict_from_modelfolder."
+            )
+
+
+def _id(dataset: str) -> int | None:
+    number = dataset.removeprefix("Dataset").partition("_")[0]
+    return int(number) if number.isdecimal() else None
+
+
+def _check_places(file: zipfile.ZipFile, units: Sequence[PurePosixPath], results: Path) -> None:
+    files = {PurePosixPath(member.filename) for member in file.infolist()}
+    folders = {folder for unit in units for folder in (unit, *unit.parents) if folder not in files}
+    taken = [str(results / folder) for folder in sorted(folders) if (results / folder).is_file()]
+    if taken:
+        raise NnplugError(f"{taken[0]} is a file, and the models need a folder there. Move it away.")
 
 
 def _units(file: zipfile.ZipFile) -> list[PurePosixPath]:
@@ -154,18 +195,41 @@ def _folds(model: Path) -> tuple[str, ...]:
 # --- into its place --------------------------------------------------------------------------------------------------
 
 
-def _place(draft: Path, units: Sequence[PurePosixPath], results: Path, overwrite: bool) -> None:
-    with tempfile.TemporaryDirectory(dir=draft) as replaced:
-        for number, unit in enumerate(units):
-            new, target, old = draft / unit, results / unit, Path(replaced, str(number))
+def _place(draft: Path, units: Sequence[PurePosixPath], results: Path, overwrite: bool) -> dict[Path, Path]:
+    """Move everything to its place, or nothing. Returns where what was there is now."""
+    replaced = {name: _free_name(results / name) for name in {unit.parts[0] for unit in units}}
+    moved = {}
+    with contextlib.ExitStack() as undo:
+        for unit in units:
+            target = results / unit
             if target.is_file() and not overwrite:
                 continue  # what find_best has written about the data set
-            target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
-                os.rename(target, old)
-            try:
-                os.rename(new, target)
-            except OSError:
-                if old.exists():
-                    os.rename(old, target)
-                raise
+                moved[target] = replaced[unit.parts[0]].joinpath(*unit.parts[1:])
+                _move(target, moved[target], undo)
+            _move(draft / unit, target, undo)
+        undo.pop_all()
+    return moved
+
+
+def _free_name(dataset: Path) -> Path:
+    """A folder for what is replaced; its name is not that of a model, and what is in it is not found as one."""
+    stem = target = dataset / f"replaced_{datetime.now():%Y%m%d_%H%M%S}"
+    number = 2
+    while target.exists():
+        target = stem.with_name(f"{stem.name}_{number}")
+        number += 1
+    return target
+
+
+def _move(source: Path, target: Path, undo: contextlib.ExitStack) -> None:
+    undo.callback(_move_back, source, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(source, target)
+
+
+def _move_back(source: Path, target: Path) -> None:
+    if not source.exists():
+        os.rename(target, source)
+    with contextlib.suppress(OSError):  # folders that are not empty stay
+        os.removedirs(target.parent)
