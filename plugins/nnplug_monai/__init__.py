@@ -25,6 +25,9 @@ _NETWORKS = {
     "vnet": ("V-Net: residual blocks of 5x5x5 convolutions", "Milletari et al. 2016, arXiv:1606.04797", False),
 }
 
+#: Networks that torch.compile fails on.
+_NOT_COMPILED = ("basicunetplusplus",)
+
 # name -> (class, what it is, paper)
 _LOSSES = {
     "generalized_dice": ("GeneralizedDiceLoss", "Dice weighted by class volume", "Sudre et al. 2017, arXiv:1707.03237"),
@@ -50,6 +53,7 @@ def register_trainers(register: Callable[[TrainerConfig], None]) -> None:
                 source=source,
                 network_builder=f"nnplug_monai.networks.{name}:build_{name}",
                 enable_deep_supervision=None if has_heads else False,
+                compile=False if name in _NOT_COMPILED else None,
             )
         )
     for name, (loss, description, source) in _LOSSES.items():

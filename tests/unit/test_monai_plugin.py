@@ -66,6 +66,9 @@ def test_networks_set_no_more_than_the_network() -> None:
         if name in NETWORKS - SUPERVISED:
             assert config.enable_deep_supervision is False
             fields |= {"enable_deep_supervision"}
+        if name == "monai_basicunetplusplus":
+            assert config.compile is False
+            fields |= {"compile"}
         assert nnplug.resolve(config).as_dict().keys() == fields | {"name"}
 
 
