@@ -21,7 +21,7 @@ from nnplug import fold_folder, interrupts
 from nnplug.checkpoint import find_resumable, load
 from nnplug.checkpointing import BEST, FINAL, LATEST, PREVIOUS
 from nnplug.errors import NnplugError
-from nnplug.hookspecs import call_lifecycle, listening, tell_listeners
+from nnplug.hookspecs import VALIDATION_START, call_lifecycle, listening, tell_listeners
 from nnplug.interrupts import TrainingInterrupted
 from nnplug.portability import stock_prediction_obstacle
 from nnplug.resolved import ResolvedConfig
@@ -134,6 +134,8 @@ def _run(job: FoldJob) -> None:
         if trainer.is_ddp:
             dist.barrier()  # the first process may still be writing it
         trainer.load_checkpoint(str(job.fold_folder / BEST))
+    if trainer.local_rank == 0:
+        tell_listeners(VALIDATION_START, {"run": trainer.describe_run()})
     try:
         with keep_signals_from_workers(), _stoppable(job):
             trainer.perform_actual_validation(job.save_probabilities)

@@ -142,6 +142,8 @@ def train_end(run: TrainingRun, result: Mapping[str, Any]) -> None:
 
 
 LIFECYCLE_HOOKS = ("train_start", "epoch_end", "checkpoint_saved", "train_end")
+#: Only listeners are told of it, with ``run``.
+VALIDATION_START = "validation_start"
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from nnplug.hookspecs import VALIDATION_START
+
 Stage = Literal["check", "fingerprint", "plan", "preprocess", "train", "epoch", "validate", "fold"]
 
 _log = logging.getLogger("nnplug")
@@ -82,8 +84,8 @@ class EventSender:
             metrics |= {"learning_rate": found.learning_rate, "seconds": found.epoch_seconds}
             message = f"Epoch {found.epoch + 1} of {run.num_epochs}: Dice {found.mean_dice:.3f}"
             self.send("epoch", message, epoch=found.epoch, metrics=metrics, **about)
-            if found.epoch + 1 == run.num_epochs:
-                self.send("validate", f"Validating fold {fold}", **about)
+        elif hook_name == VALIDATION_START:
+            self.send("validate", f"Validating {run.configuration}, fold {fold}", **about)
 
 
 def print_event(event: TrainingEvent) -> None:

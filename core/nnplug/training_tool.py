@@ -14,7 +14,9 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnplug.checkpointing import overrides
 from nnplug.config import TrainerConfig
+from nnplug.data_seams import NUM_FOLDS
 from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_plans
 from nnplug.errors import NnplugError
 from nnplug.hookspecs import listening
@@ -24,9 +26,11 @@ from nnplug.planning.data import PlanningData, environment, find_raw_data, open_
 from nnplug.planning.data_record import check_unchanged
 from nnplug.planning.folder_use import FolderUse
 from nnplug.planning.missing_steps import MissingSteps, list_stages
+from nnplug.planning.trainer_fit import idle_trainer
 from nnplug.registry import get_registry
 from nnplug.resolved import ResolvedConfig
 from nnplug.results import summarise, with_results_dir
+from nnplug.trainer import load_base_trainer
 from nnplug.training import choose_device, choose_folds, choose_mode, find_weights, train
 from nnplug.training_events import EventSender, TrainingEvent
 
@@ -260,15 +264,28 @@ class _Call:
         self.events.dataset = data.name
         given = [folder for folder in (data.folder, data.raw / data.name) if (folder / "splits_final.json").is_file()]
         choose_folds(self.fold, [*given, data.folder][0], _ignore)
+        if not given and not overrides(load_base_trainer(self._resolve(self.trainer)), "do_split"):
+            _check_enough(data)
         use = uses.enter_context(FolderUse(data.folder))
         if self.no_preprocessing:
             use.read()
             check_unchanged(data)
             self._check_preprocessed(data.folder)
         else:
-            steps = MissingSteps(data=data, plans_name=self.plans_name, tell=self.events.send, **self.steps)
+            tell, check = self.events.send, self._try_networks
+            steps = MissingSteps(data=data, plans_name=self.plans_name, tell=tell, check_plans=check, **self.steps)
             steps.run(self.configuration, use)
         return data.folder
+
+    def _try_networks(self, data: PlanningData) -> None:
+        """Refuse a network that does not take its patch before hours are spent on the data."""
+        plans = read_plans(data.folder, self.plans_name)
+        dataset_json = data.inventory.dataset_json()
+        stages = list_stages(data.folder, self.plans_name, self.configuration)
+        for stage in stages:
+            resolved = self._resolve(self.trainer if stage == stages[-1] else self.prev_stage_trainer or self.trainer)
+            with idle_trainer(plans, stage, resolved, dataset_json, data.preprocessed) as trainer:
+                trainer.try_network()
 
     def _open_inventory(self) -> PlanningData:
         assert self.inventory is not None
@@ -307,6 +324,16 @@ class _Call:
             found = "without a validation" if dice is None else f"Dice {dice:.3f}"
             self.events.send("fold", f"{stage}, fold {number} is done: {found}", metrics=result["metrics"], **about)
         return summarise(results)
+
+
+def _check_enough(data: PlanningData) -> None:
+    """nnU-Net makes its folds when the first training begins."""
+    number = len(data.inventory.cases)
+    if number < NUM_FOLDS:
+        raise NnplugError(
+            f"{data.name} has {number} cases, too few for {NUM_FOLDS} folds. Write {data.folder / 'splits_final.json'} "
+            "with folds of your own, or train on every case with nnplug train --all-data."
+        )
 
 
 def _ignore(_message: str) -> None:

@@ -173,7 +173,7 @@ def test_finished_folds_are_trained_anew_with_restart_and_validated_for_what_is_
     with pytest.raises(NnplugError, match=r"holds a training already .* Continue it with --c, or start anew with"):
         tool(npz=True)
     tool(npz=True, continue_training=True)
-    assert tool.stages() == ["fingerprint", "plan", "preprocess", "train", "fold"]
+    assert tool.stages() == ["fingerprint", "plan", "preprocess", "train", "validate", "fold"]
     assert list((model / "fold_0" / "validation").glob("*.npz"))
     tool(npz=True)
     assert "train" not in tool.stages()
@@ -296,6 +296,17 @@ def test_plans_are_made_by_the_planner_of_that_name(tool: Tool) -> None:
     )
 
 
+def test_plans_that_can_not_be_made_anew_are_said_to_be_of_the_old_data(tool: Tool) -> None:
+    tool()
+    plans = json.loads((tool.cache / "nnUNetPlans.json").read_text())
+    (tool.cache / "Mine.json").write_text(json.dumps({**plans, "plans_name": "Mine"}))
+    tool(plans_identifier="Mine", clean=True)
+    assert [event.message for event in tool.events if event.stage == "plan"] == [
+        "Mine are kept, made for the data as it was: no planner of nnU-Net gives its plans this name. Where the data "
+        "has changed, make them anew with nnplug plan, plans derive or move_plans."
+    ]
+
+
 def test_a_cascade_trains_its_first_stage_before(tool: Tool, tmp_path: Path) -> None:
     with pytest.raises(NnplugError, match="have no configuration '3d_cascade_fullres'"):
         tool(configuration="3d_cascade_fullres")
@@ -411,6 +422,24 @@ def test_without_preprocessing(tool: Tool, tiny_prepared: DatasetForTests, tmp_p
 )
 def test_mistakes_are_told_before_anything_is_worked_on(tool: Tool, arguments: dict[str, Any], message: str) -> None:
     assert error_of(tool, **arguments).startswith(message)
+
+
+def test_too_few_cases_for_folds_are_told_before_anything_is_worked_on(tool: Tool) -> None:
+    del tool.made.content["dataset"]["case_4"]
+    tool.made.content["numTraining"] = 4
+    tool.made.write()
+    assert error_of(tool) == (
+        f"Dataset007_inventory has 4 cases, too few for 5 folds. Write {tool.cache / 'splits_final.json'} with folds "
+        "of your own, or train on every case with nnplug train --all-data."
+    )
+
+
+def test_a_network_that_does_not_take_the_patch_is_told_before_the_preprocessing(tool: Tool) -> None:
+    with pytest.raises(
+        NnplugError, match=r"The network of 'loop' can not take a patch of 15x15x15 .* A size that fits"
+    ):
+        tool(trainer=small_config(patch_size=(15, 15, 15)))
+    assert tool.stages() == ["fingerprint", "plan"]
 
 
 def test_a_cache_that_can_not_be_made(tool: Tool, tmp_path: Path) -> None:

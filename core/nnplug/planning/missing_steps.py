@@ -31,6 +31,7 @@ class MissingSteps:
         clean: begin anew.
         num_processes: worker processes; None takes nnU-Net's numbers, 0 works in this process.
         tell: called with a stage, a message, and the configuration of ``preprocess``.
+        check_plans: called when the plans are there and nothing is preprocessed yet.
     """
 
     data: PlanningData
@@ -39,6 +40,7 @@ class MissingSteps:
     clean: bool = False
     num_processes: int | None = None
     tell: Callable[..., None]
+    check_plans: Callable[[PlanningData], None]
 
     def run(self, configuration: str, use: FolderUse) -> None:
         """Everything that ``configuration`` needs, for a cascade also its first stage; ``use`` reads it from then on.
@@ -64,6 +66,7 @@ class MissingSteps:
             self._check_stock(configuration)
         self._make_fingerprint()
         self._make_plans()
+        self.check_plans(self.data)
         for name in list_stages(self.data.folder, self.plans_name, configuration):
             self._preprocess(name)
 
@@ -112,6 +115,12 @@ class MissingSteps:
         if planner is not None:
             self.tell("plan", f"Planning with {planner}")
             plan(self.data, PlannerSettings(planner=planner), self._running("plan"))
+        elif is_there and self.clean:
+            self.tell(
+                "plan",
+                f"{self.plans_name} are kept, made for the data as it was: no planner of nnU-Net gives its plans this "
+                "name. Where the data has changed, make them anew with nnplug plan, plans derive or move_plans.",
+            )
         elif is_there:
             self.tell("plan", f"{self.plans_name} are there already")
         else:

@@ -14,6 +14,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -237,15 +238,29 @@ def _counted_bytes(task: _Task, settings: Mapping[str, Any], deep_supervision: b
 
 @contextlib.contextmanager
 def _trainer(task: _Task, settings: Mapping[str, Any]) -> Iterator[Any]:
-    """nnU-Net's trainer on these settings, before anything is built; its folder is a temporary one."""
+    """The trainer on these settings; see ``idle_trainer``."""
     own = {key: value for key, value in settings.items() if key != "inherits_from"}
     plans = {**task.file.plans, "configurations": {**task.file.plans["configurations"], task.configuration: own}}
-    plans["continue_training"] = False
-    folders = {"nnUNet_preprocessed": task.file.folder.parent}
+    with idle_trainer(
+        plans, task.configuration, task.resolved, task.file.dataset_json, task.file.folder.parent
+    ) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def idle_trainer(
+    plans: Mapping[str, Any],
+    configuration: str,
+    resolved: ResolvedConfig,
+    dataset_json: Mapping[str, Any],
+    preprocessed: Path,
+) -> Iterator[Any]:
+    """The trainer on the CPU, before anything is built; its folder is a temporary one."""
     with (
         tempfile.TemporaryDirectory(prefix="nnplug-trainer-") as scratch,
-        environment(nnUNet_results=scratch, **folders),
+        environment(nnUNet_results=scratch, nnUNet_preprocessed=preprocessed),
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        make = build_trainer_class(task.resolved)
-        yield make(plans, task.configuration, 0, dict(task.file.dataset_json), torch.device("cpu"))
+        make = build_trainer_class(resolved)
+        made = {**plans, "continue_training": False}
+        yield make(made, configuration, 0, dict(dataset_json), torch.device("cpu"))
