@@ -43,6 +43,7 @@ class Harmful:
 
 def test_the_segmentation_of_the_mean(inputs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
+    (inputs[0] / ".c.npz").write_bytes(b"being written")
     assert main(["ensemble", "-i", *map(str, inputs), "-o", str(output), "-np", "0", "--save_npz"]) == 0
     assert capsys.readouterr().out == f"2 segmentations in {output}.\n"
     for case in CASES:
@@ -146,6 +147,7 @@ def test_steps_are_applied_in_their_order(tmp_path: Path, capsys: pytest.Capture
     spotted = clean.copy()
     spotted[0, 0, 0], spotted[0, 0, -1] = 1, 2
     write_segmentation(inputs / "a.nii.gz", spotted)
+    (inputs / ".c.nii.gz").write_bytes(b"being written")
     file = steps(tmp_path / "postprocessing.pkl", np.int64(1), [1, (1, 2)])
     assert main(["postprocess", "-i", str(inputs), "-o", str(output), "-pp_pkl_file", str(file), "-np", "0"]) == 0
     assert capsys.readouterr().out == f"2 segmentations in {output}.\n"

@@ -187,6 +187,9 @@ def test_geometry_is_compared_and_all_problems_are_listed(folders: Callable[...,
     save(predictions / "c0.nii.gz", voxels[:-1])
     save(predictions / "c1.nii.gz", voxels, spacing=(1.0, 1.0, 2.0))
     save(predictions / "c2.nii.gz", voxels, origin=3.0)
+    turned = sitk.ReadImage(str(predictions / "c4.nii.gz"))
+    turned.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    sitk.WriteImage(turned, str(predictions / "c4.nii.gz"))
     damaged = (truth / "c3.nii.gz").read_bytes()
     (truth / "c3.nii.gz").write_bytes(damaged[: len(damaged) // 2])
     with pytest.raises(NnplugError) as error:
@@ -194,12 +197,20 @@ def test_geometry_is_compared_and_all_problems_are_listed(folders: Callable[...,
     advice = "Compare images of one grid: resample the prediction to the truth, or predict again."
     lines = str(error.value).splitlines()
     assert lines[:4] == [
-        f"{predictions}: 4 problems:",
+        f"{predictions}: 5 problems:",
         f"  case c0, {predictions / 'c0.nii.gz'}: it has 14 x 12 x 5 voxels, the truth has 14 x 12 x 6. {advice}",
         f"  case c1, {predictions / 'c1.nii.gz'}: its spacing is 1 x 1 x 2, the truth's 1 x 1 x 2.5. {advice}",
         f"  case c2, {predictions / 'c2.nii.gz'}: its origin is 3 x 3 x 3, the truth's 0 x 0 x 0. {advice}",
     ]
     assert lines[4].startswith(f"  case c3, {truth / 'c3.nii.gz'}: it can not be read: ")
+    assert lines[5].startswith(f"  case c4, {predictions / 'c4.nii.gz'}: its direction is -1 x ")
+
+
+def test_a_hidden_file_is_no_case(folders: Callable[..., tuple[Path, Path]]) -> None:
+    truth, predictions = folders(num_cases=1)
+    for folder in (truth, predictions):
+        (folder / ".c9.nii.gz").write_bytes(b"being written")
+    assert len(nnplug.evaluate(truth, predictions)["metric_per_case"]) == 1
 
 
 def test_the_spacing_beside_a_tiff(tmp_path: Path) -> None:
