@@ -78,7 +78,7 @@ def test_network(cls: type[nn.Module], caught_by: str, message: str) -> None:
     assert re.search(message, found.get(caught_by, f"not caught, but {sorted(found)}"))
     assert "broken_samples.py" in found[caught_by]
     if caught_by == "builds":
-        assert "builds[2d] fails" in found["gradients"]
+        assert set(found) <= {"builds", "costs"}, "what needs a network that can not be built is not said to fail"
 
 
 @pytest.mark.parametrize(

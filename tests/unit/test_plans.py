@@ -397,17 +397,20 @@ def test_nothing_that_others_write_meanwhile_is_lost(planned: Path, monkeypatch:
 
 
 def test_plans_that_models_were_trained_with(planned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = tmp_path / "results" / planned.name / "nnUNetTrainer__nnUNetPlans__3d_fullres"
-    (model / "fold_0").mkdir(parents=True)
-    (model / "fold_0" / "checkpoint_best.pth").touch()
-    assert error_of(capsys, "--name", "a", "--set", "batch_size=3") == (
-        f"The plans 'nnUNetPlans' can not be changed: {model.name} in {model.parent} was trained with them, and could "
-        "not be continued. Give --new-plans NAME with a name that is not taken."
+    models = tmp_path / "results" / planned.name
+    model = models / "nnUNetTrainer__nnUNetPlans__a"
+    for folder in (model, models / "nnUNetTrainer__nnUNetPlans__3d_fullres"):
+        (folder / "fold_0").mkdir(parents=True)
+        (folder / "fold_0" / "checkpoint_best.pth").touch()
+    assert derive("--name", "b", "--set", "batch_size=4") == 0
+    assert error_of(capsys, "--name", "a", "--set", "batch_size=3", "--overwrite") == (
+        f"'a' in the plans 'nnUNetPlans' can not be changed: {model.name} in {model.parent} was trained with it, and "
+        "could not be continued. Give --new-plans NAME with a name that is not taken."
     )
     assert derive("--new-plans", "Own", "--set", "batch_size=3") == 0
 
     elsewhere = (tmp_path / "results").rename(tmp_path / "models")
-    assert f"{model.name} in {elsewhere / planned.name} was trained with them" in error_of(
+    assert f"{model.name} in {elsewhere / planned.name} was trained with it" in error_of(
         capsys, "--name", "a", "--set", "batch_size=3", "--results-dir", elsewhere
     )
     assert derive("--new-plans", "Other", "--set", "batch_size=3", "--results-dir", elsewhere) == 0

@@ -59,7 +59,9 @@ def check_target(file: PlansFile, base: str, name: str, new_plans: str | None, o
         raise NnplugError(f"'{base}' inherits from '{name}', which can not inherit from it. Choose another --name.")
     if heirs:
         raise NnplugError(f"'{name}' can not be replaced: {', '.join(heirs)} inherits from it. Choose another --name.")
-    check_models(file.folder, file.plans["plans_name"], "changed", _NEW_PLANS)
+    first_stage = file.configuration(base).get("previous_stage")  # is told for which stages it predicts
+    for changed in filter(None, (name, first_stage)):
+        check_models(file.folder, file.plans["plans_name"], "changed", _NEW_PLANS, changed)
 
 
 def refuse_taken(is_there: bool, what: str, overwrite: bool) -> None:
@@ -68,13 +70,14 @@ def refuse_taken(is_there: bool, what: str, overwrite: bool) -> None:
         raise NnplugError(f"{what}. Choose another name, or give --overwrite to replace it.")
 
 
-def check_models(folder: Path, plans_name: str, what: str, advice: str) -> None:
-    """Refuse to touch plans that models were trained with: a model folder holds to its whole plans file."""
-    models = trained_with(folder.name, plans_name)
+def check_models(folder: Path, plans_name: str, what: str, advice: str, configuration: str | None = None) -> None:
+    """Refuse to touch plans, or a configuration of them, that models were trained with: a model folder holds to it."""
+    models = trained_with(folder.name, plans_name, configuration)
     if models:
+        touched = f"'{configuration}' in the plans '{plans_name}'" if configuration else f"The plans '{plans_name}'"
         raise NnplugError(
-            f"The plans '{plans_name}' can not be {what}: {shortened([model.name for model in models])} in "
-            f"{models[0].parent} was trained with them, and could not be continued. {advice}"
+            f"{touched} can not be {what}: {shortened([model.name for model in models])} in "
+            f"{models[0].parent} was trained with {'it' if configuration else 'them'}, and could not be continued. {advice}"
         )
 
 

@@ -24,7 +24,7 @@ class CheckFailed(AssertionError):
 
 
 class CheckSkipped(SkipTest):
-    """This machine can not run the check. pytest reports it as skipped, with the reason."""
+    """The check can not be run: not on this machine, or not after another has failed. pytest reports the reason."""
 
 
 class CheckExempt(CheckSkipped):

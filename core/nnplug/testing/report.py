@@ -37,10 +37,13 @@ def print_checks(name: str, outcomes: Sequence[Outcome], console: Console) -> No
 def print_remarks(outcomes: Sequence[Outcome], console: Console) -> None:
     """What is to be said of single checks, failures first."""
     for status in ("failed", "exempt", "skipped"):
+        alike: dict[tuple[str, str], list[str]] = {}
         for outcome in outcomes:
             if outcome.status == status:
-                console.print(Text(f"{outcome.check.resolved.name}: {outcome.check.name}: {status}", "bold"))
-                console.print(Text("\n".join(f"  {line}" for line in outcome.message.splitlines())))
+                alike.setdefault((outcome.check.resolved.name, outcome.message), []).append(outcome.check.name)
+        for (trainer, message), checks in alike.items():
+            console.print(Text(f"{trainer}: {', '.join(checks)}: {status}", "bold"))
+            console.print(Text("\n".join(f"  {line}" for line in message.splitlines())))
     for outcome in outcomes:
         if outcome.status == "passed" and outcome.message:
             console.print(Text(f"{outcome.check.name}: {outcome.message}"))

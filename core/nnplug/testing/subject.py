@@ -22,7 +22,7 @@ from nnplug.network import PatchRefusedError, Size, set_deep_supervision
 from nnplug.resolved import ResolvedConfig
 from nnplug.testing.exemptions import loaded
 from nnplug.testing.made_up_data import IGNORE_LABEL, made_up_dataset, made_up_labels
-from nnplug.testing.outcomes import CheckFailed
+from nnplug.testing.outcomes import CheckSkipped
 from nnplug.testing.plan_cases import CASES, PlanCase
 from nnplug.trainer import build_trainer_class
 
@@ -85,7 +85,7 @@ class Subject:
     def trainer(self) -> Any:
         """The same, initialised on the CPU."""
         if self._has_failed:
-            raise CheckFailed("a trainer that can be built", f"builds[{self.case.name}] fails")
+            raise CheckSkipped(f"not run: the trainer can not be built, see builds[{self.case.name}]")
         self._has_failed = True
         self.planned.initialize()
         self._has_failed = False
