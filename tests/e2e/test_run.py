@@ -92,7 +92,7 @@ def test_a_signal_while_it_preprocesses(inventory: Path) -> None:
 def test_several_processes_tell_their_epochs(tiny_dataset: DatasetForTests, tmp_path: Path) -> None:
     trainer = write_recipe(tmp_path)
     events: list[nnplug.TrainingEvent] = []
-    with tiny_dataset.activated():
+    with tiny_dataset.private_copy(tmp_path / "private").activated():
         result = nnplug.nnunet_training(
             901, fold=0, trainer=str(trainer), device="cpu", num_gpus=2, no_preprocessing=True, progress=events.append
         )
