@@ -63,7 +63,16 @@ def test_manifest_survives_its_file(tmp_path: Path) -> None:
     claim(tmp_path / "model", ours)
     assert Manifest.read(tmp_path / "model") == ours
     written = json.loads((tmp_path / "model" / "nnplug.json").read_text())
-    assert list(written) == ["format", "hash", "name", "config", "distributions", "plans", "dataset_json", "configuration"]
+    assert list(written) == [
+        "format",
+        "hash",
+        "name",
+        "config",
+        "distributions",
+        "plans",
+        "dataset_json",
+        "configuration",
+    ]
     assert (written["format"], written["hash"]) == (1, ours.hash)
     assert Manifest.read(tmp_path) is None
 
