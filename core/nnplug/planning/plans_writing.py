@@ -74,10 +74,12 @@ def check_models(folder: Path, plans_name: str, what: str, advice: str, configur
     """Refuse to touch plans, or a configuration of them, that models were trained with: a model folder holds to it."""
     models = trained_with(folder.name, plans_name, configuration)
     if models:
-        touched = f"'{configuration}' in the plans '{plans_name}'" if configuration else f"The plans '{plans_name}'"
+        touched, it = f"The plans '{plans_name}'", "them"
+        if configuration is not None:
+            touched, it = f"'{configuration}' in the plans '{plans_name}'", "it"
         raise NnplugError(
             f"{touched} can not be {what}: {shortened([model.name for model in models])} in "
-            f"{models[0].parent} was trained with {'it' if configuration else 'them'}, and could not be continued. {advice}"
+            f"{models[0].parent} was trained with {it}, and could not be continued. {advice}"
         )
 
 

@@ -77,7 +77,8 @@ class Outcome:
 
     Attributes:
         check: which.
-        status: ``skipped``: it can not be run, on this machine or after another check has failed; ``exempt``: its author says that it can not pass, and why.
+        status: ``skipped``: it can not be run, on this machine or after another check has failed; ``exempt``: its
+            author says that it can not pass, and why.
         message: the failure, the reason, or a remark on a check that passed.
         seconds: it took.
         measured: what the check measured, where it did.
