@@ -83,7 +83,12 @@ def test_the_best_of_two_and_their_ensemble(results: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert f"{good:.4f}  {folder(results, GOOD).name}  <- best" in printed
     assert "Left out: Dataset902_Made has no model of configuration '2d' with plans 'nnUNetPlans'" in printed
-    assert f"nnplug predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {DATASET} -f 0 1 -tr {GOOD}" in printed
+    predict = (
+        f"nnplug predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {DATASET} -f 0 1 -tr {GOOD} -c 3d_fullres -p nnUNetPlans"
+    )
+    assert f"  {predict}\n" in printed
+    assert main([*command, "--disable_ensembling", "--no_overwrite", "--results-dir", str(results)]) == 0
+    assert f"  {predict} --results-dir {results}\n" in capsys.readouterr().out
 
 
 def test_the_first_stage_of_a_cascade_is_predicted_with_its_own_trainer(results: Path, tmp_path: Path) -> None:

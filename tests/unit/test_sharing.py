@@ -146,9 +146,8 @@ def test_an_exported_model_is_installed(results: Path, tmp_path: Path, capsys: p
     export_models("902", file, results=results)
     assert main(["install", str(file), "--results-dir", str(target)]) == 0
     printed = capsys.readouterr().out
-    assert (
-        f"nnplug predict -i INPUT -o OUTPUT -d {DATASET} -c 3d_fullres -tr {TRAINER} -p nnUNetPlans -f 0 1" in printed
-    )
+    command = f"nnplug predict -i INPUT -o OUTPUT -d {DATASET} -c 3d_fullres -tr {TRAINER} -p nnUNetPlans -f 0 1"
+    assert f"  {command} --results-dir {target}\n" in printed
     assert "Not installed here, and needed to predict with it: acme-nets==1.2. If you trust its maker:" in printed
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():

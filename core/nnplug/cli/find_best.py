@@ -67,11 +67,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result, indent=2, default=str))
     else:
-        _print(result)
+        _print(result, args.results_dir)
     return 0
 
 
-def _print(result: dict[str, Any]) -> None:
+def _print(result: dict[str, Any], results_dir: Path | None) -> None:
+    from nnplug.cli.inventory import folder_option
+
     for reason in result["skipped"]:
         print(f"Left out: {reason}")
     best = max(result["all_results"].values())
@@ -82,6 +84,10 @@ def _print(result: dict[str, Any]) -> None:
     chosen = result["best_model_or_ensemble"]
     print(f"Dice without post-processing {chosen['result_on_crossval_pre_pp']:.4f}", end=", ")
     print(f"with it {chosen['result_on_crossval_post_pp']:.4f}.")
-    for program, title in (("nnplug", "To predict with it"), ("stock", "With nnU-Net's own commands")):
-        print(f"\n{title}:")
-        print("\n".join(f"  {line}" for line in result["commands"][program]))
+    print("\nTo predict with it:")
+    for line in result["commands"]["nnplug"]:
+        is_of_model = line.startswith("nnplug predict ")
+        print(f"  {line}{folder_option('--results-dir', results_dir) if is_of_model else ''}")
+    folder = "" if results_dir is None else f", where nnUNet_results is {results_dir}"
+    print(f"\nWith nnU-Net's own commands{folder}:")
+    print("\n".join(f"  {line}" for line in result["commands"]["stock"]))

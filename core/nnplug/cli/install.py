@@ -36,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from nnplug.cli.inventory import folder_option
     from nnplug.sharing.installing import install_models
 
     missing: dict[str, None] = {}
@@ -43,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
         trainer, plans, configuration = model.path.name.split("__")
         folds = " ".join("fold_all" if fold == "all" else fold for fold in model.folds)
         command = ["-d", model.path.parent.name, "-c", configuration, "-tr", trainer, "-p", plans]
-        print(f"{model.path}\n  nnplug predict -i INPUT -o OUTPUT {shlex.join(command)} -f {folds}")
+        where = folder_option("--results-dir", args.results_dir)
+        print(f"{model.path}\n  nnplug predict -i INPUT -o OUTPUT {shlex.join(command)} -f {folds}{where}")
         if model.replaced is not None:
             print(f"  The model that was there is now {model.replaced}.")
         missing |= dict.fromkeys(model.missing)
