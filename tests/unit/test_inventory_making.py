@@ -93,7 +93,7 @@ def test_a_folder_for_each_case(tmp_path: Path) -> None:
         tmp_path,
         image_patterns=["{case}/T1.nii.gz", "{case}/FLAIR.nii.gz"],
         label_pattern="{case}/seg.nii.gz",
-        labels=["background", "lesion"],
+        labels={"background": 0, "lesion": 1},
     )
     assert content["channel_names"] == {"0": "t1", "1": "flair"}
     assert content["labels"] == {"background": 0, "lesion": 1}
@@ -235,7 +235,7 @@ def test_no_table(tmp_path: Path) -> None:
 def test_names_for_channels_have_to_be_as_many(tmp_path: Path) -> None:
     write_case(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
     assert error_of(tmp_path, channels=["T1", "T2"]) == "There are 2 names for channels (T1, T2), and 1 are found."
-    assert "no label but the background" in error_of(tmp_path, labels=["background"])
+    assert "no label but the background" in error_of(tmp_path, labels={"background": 0})
 
 
 def test_images_given_as_labels(tmp_path: Path) -> None:
@@ -263,7 +263,8 @@ def test_an_inventory_is_not_written_over(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().err == (
         f"nnplug: error: {tmp_path / 'i.json'} is there already. Give --overwrite to replace it, or another name.\n"
     )
-    assert main([*command, "--overwrite"]) == 0
+    assert main([*command, "--overwrite", "--labels", "background=0", "lesion=1"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "Labels: background 0, lesion 1."
     assert main([*command, "--csv", "a.csv"]) == 2
     assert capsys.readouterr().err == (
         "nnplug: error: Where are the files? Give a FOLDER or --csv FILE, one of them.\n"

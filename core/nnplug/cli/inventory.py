@@ -61,7 +61,7 @@ def _add_make(actions: Any) -> None:
     add("--label", metavar="PATTERN", help="pattern of the labels")
     add("--csv", metavar="FILE", type=Path, help="a table with the columns case, label and one for each channel")
     add("--channels", metavar="NAME", nargs="+", help="names of the channels; CT and others choose a normalisation")
-    add("--labels", metavar="NAME", nargs="+", help="names of the values 0 (background), 1, 2, ...")
+    add("--labels", metavar="NAME", nargs="+", help="names of the values 0 (background), 1, 2, ..., or NAME=VALUE")
     add("--skip-incomplete", action="store_true", help="leave out cases without label or channel, and name them")
     add("--overwrite", action="store_true", help="replace an inventory that is there")
     _add_running(parser)
@@ -94,6 +94,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def run_make(args: argparse.Namespace) -> int:
+    from nnplug.conversion.describing import parse_regions
     from nnplug.errors import NnplugError
     from nnplug.inventory.making import Source, make_inventory, write_inventory
     from nnplug.inventory.problems import count
@@ -108,7 +109,7 @@ def run_make(args: argparse.Namespace) -> int:
         label_pattern=args.label,
         table=args.csv,
         channels=args.channels,
-        labels=args.labels,
+        labels=parse_regions(args.labels) if args.labels else None,
         skip_incomplete=args.skip_incomplete,
     )
     inventory = make_inventory(source, _pool(args, 1 << 30))

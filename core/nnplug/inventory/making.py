@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Source:
         image_patterns, label_pattern: see ``find_files``; None takes those of the folder's layout.
         table: CSV file, see ``read_table``.
         channels: names; None takes those of a ``dataset.json`` in the folder, of the patterns, or numbers.
-        labels: names of the values from 0 on; None takes those of a ``dataset.json``, or the values that are found.
+        labels: name to value; None takes those of a ``dataset.json``, or the values that are found.
         skip_incomplete: leave out cases of which something is missing.
     """
 
@@ -45,7 +45,7 @@ class Source:
     label_pattern: str | None = None
     table: Path | None = None
     channels: Sequence[str] | None = None
-    labels: Sequence[str] | None = None
+    labels: Mapping[str, int | list[int]] | None = None
     skip_incomplete: bool = False
 
 
@@ -80,7 +80,7 @@ def make_inventory(source: Source, pool: Pool, on_message: Callable[[str], None]
         cases=cases,
         others={key: known[key] for key in ("name", "description", "licence", "regions_class_order") if key in known},
     )
-    labels: Any = {name: value for value, name in enumerate(source.labels or ())} or known.get("labels")
+    labels: Any = dict(source.labels or {}) or known.get("labels")
     if labels is None:
         labels = _find_labels(inventory, pool)
         on_message(f"Labels found: {', '.join(map(str, labels.values()))}. Rename them in the file as you like.")
