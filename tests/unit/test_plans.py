@@ -438,3 +438,9 @@ def test_configurations_that_can_not_be_resolved(planned: Path, capsys: pytest.C
     assert "nnUNetPlans.json: configuration 'loop' can not be resolved" in error_of(
         capsys, "--name", "a", "--set", "batch_size=3", base="loop"
     )
+
+
+def test_a_derivation_that_changes_nothing_says_so(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    batch_size = read_json(planned / "nnUNetPlans.json")["configurations"]["3d_fullres"]["batch_size"]
+    assert derive("--name", "a", "--set", f"batch_size={batch_size}") == 0
+    assert "\n  no difference: it is 3d_fullres under another name\n" in capsys.readouterr().out

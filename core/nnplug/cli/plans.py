@@ -279,6 +279,8 @@ def _report_text(report: dict[str, Any], derivation: Derivation, base: str) -> s
             lines += [f"  {row}: {_cell(row, kwargs[key])}" for row, key in _NETWORK if key in kwargs]
         else:
             lines.append(f"  {key}: {_cell(key, derivation.base.get(key))} -> {_cell(key, value)}")
+    if not report["changes"]:
+        lines.append(f"  no difference: it is {base} under another name")
     if report["estimated_memory_gb"] is not None:
         lines.append(f"Estimated memory: {report['estimated_memory_gb']} GB with nnU-Net's own network.")
     if report["trainer"] is not None:
