@@ -107,6 +107,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.full
 def test_interrupted_it_goes_on_where_it_stopped(tiny_prepared: DatasetForTests, tmp_path: Path) -> None:
     arguments = ["demo", "--dataset", str(tiny_prepared.raw_folder), "-o", "out", "-tr", "nnUNetTrainer"]
     arguments += ["--epochs", "3", "--iterations", "5", "-device", "cpu"]

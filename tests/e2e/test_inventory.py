@@ -146,6 +146,7 @@ def test_four_channels(ms_lesions_prepared: DatasetForTests, data_folder: Path, 
     assert_same_results(made, ms_lesions_prepared.preprocessed_folder, CONFIGURATION)
 
 
+@pytest.mark.full
 def test_2d_images(data_folder: Path, tmp_path: Path) -> None:
     """PNG images of cells: planned, trained and predicted; stock nnU-Net takes the same shapes."""
     source = data_folder / "nuclei2d"

@@ -58,8 +58,11 @@ def test_result_is_printed_as_json_and_kept_beside_the_model(tiny_dataset: Datas
 
 @pytest.mark.parametrize(
     "trainer",
-    ["monai_dynunet", "no_mirroring", "nnUNetTrainerDA5"],
-    ids=["a plugin's network", "a recipe without mirroring", "a stock class"],
+    [
+        pytest.param("monai_dynunet", id="a plugin's network"),
+        pytest.param("no_mirroring", id="a recipe without mirroring"),
+        pytest.param("nnUNetTrainerDA5", id="a stock class", marks=pytest.mark.full),
+    ],
 )
 def test_stock_predicts_the_same_voxels_with_no_variable_set(
     tiny_dataset: DatasetForTests, tmp_path: Path, trainer: str

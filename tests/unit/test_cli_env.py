@@ -95,6 +95,6 @@ def test_nnplug_names_are_attributes_of_the_module(site: PluginSite) -> None:
 def test_listing_with_the_variable_set(site: PluginSite, tmp_path: Path) -> None:
     site.add("nets", code=trainers("name='quick', num_epochs=5"))
     environment = {**os.environ, "PYTHONPATH": str(site.folder), "nnUNet_extTrainer": str(STOCK_FOLDER)}
-    command = [sys.executable, "-m", "nnplug", "trainers", "--stock", "nnplug"]
+    command = [sys.executable, "-m", "nnplug", "trainers", "--stock", "nnplug*"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
-    assert "No trainer matches 'nnplug'" in done.stderr
+    assert "No trainer matches 'nnplug*'" in done.stderr

@@ -28,6 +28,8 @@ for name, context, logits, target in torch.load(f"{folder}/cases.pt", weights_on
     value.backward()
     results.append((value.detach(), logits.grad))
 torch.save(results, f"{folder}/{rank}.pt")
+torch.distributed.barrier()  # gloo's threads must not outlive the other process's
+torch.distributed.destroy_process_group()
 """
 
 
