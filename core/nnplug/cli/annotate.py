@@ -19,8 +19,6 @@ def add_parser(subparsers: Any) -> None:
         description="Open a volume in napari, with an earlier annotation or the middle slice segmented by Otsu's "
         "threshold. Saved every minute and when the window is closed. Needs: pip install 'nnplug[annotate]'",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(

@@ -31,8 +31,6 @@ def add_parser(subparsers: Any) -> None:
         description="Build, train and predict with a trainer on small made-up data and compare with what nnU-Net "
         "needs. Exit code 1 where a check fails, or where one of several trainers can not be checked.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     names = parser.add_argument("names", metavar="NAME", nargs="*", help="as after -tr: a name, a composition, a file")
     names.completer = complete_trainers

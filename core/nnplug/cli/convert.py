@@ -35,8 +35,6 @@ def add_parser(subparsers: Any) -> None:
         description="Every file is checked before it is written, appears whole, and is never overwritten without "
         "--overwrite. A conversion that was interrupted goes on when it is run again.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_msd(actions)
@@ -53,8 +51,6 @@ def _add(actions: Any, name: str, summary: str, description: str, epilog: str) -
         help=summary,
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
 
 

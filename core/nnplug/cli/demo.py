@@ -26,8 +26,6 @@ def add_parser(subparsers: Any) -> None:
             "the pipeline works, not what a model is worth. Run again, it goes on where it stopped."
         ),
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--dataset", metavar="FOLDER", type=Path, help="your raw data set DatasetXXX_NAME; only read")
     parser.add_argument(

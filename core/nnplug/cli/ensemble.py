@@ -20,8 +20,6 @@ def add_parser(subparsers: Any) -> None:
         help="average the probabilities of several predictions",
         description="Average predictions that were made with --save_probabilities, as nnUNetv2_ensemble does.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("-i", dest="inputs", metavar="FOLDER", nargs="+", type=Path, required=True, help="folders of predictions")

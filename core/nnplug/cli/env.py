@@ -25,8 +25,6 @@ def add_parser(subparsers: Any) -> None:
         description="Print the shell command that makes stock nnUNetv2_train take every nnplug trainer name. "
         "Prediction needs no variable.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--shell", choices=("sh", "fish", "powershell"), default="sh", help="default: %(default)s")
     parser.set_defaults(func=run)

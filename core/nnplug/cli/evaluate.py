@@ -22,8 +22,6 @@ def add_parser(subparsers: Any) -> None:
         description="Dice, IoU, surface Dice and HD95 of every case and class, and their means. Exit code 2 where "
         "files are missing or do not fit together.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("gt_folder", metavar="TRUTH", type=Path, help="folder with the true segmentations, or a fold of a model")

@@ -19,8 +19,6 @@ def add_parser(subparsers: Any) -> None:
         description="Write trained models into a zip file, for nnplug install and for "
         "nnUNetv2_install_pretrained_model_from_zip. The packages that they need are named in it.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("-d", dest="dataset", metavar="DATASET", required=True, help="id or name of the data set")

@@ -21,8 +21,6 @@ def add_parser(subparsers: Any) -> None:
         description="Compare the cross-validations of trained models and of their ensembles by nnU-Net's rules, find "
         "post-processing for the best, and print the commands to predict with it.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="id or name of the data set")

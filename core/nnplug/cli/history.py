@@ -30,8 +30,6 @@ def add_parser(subparsers: Any) -> None:
         help="losses, Dice, learning rate and times of a run, by epoch",
         description="Losses, Dice, learning rate and times by epoch, of any run of nnplug or nnU-Net, finished or not.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "runs", metavar="RUN", type=Path, nargs="+", help="folder of a fold, or of a model: all its folds"

@@ -22,8 +22,6 @@ def add_parser(subparsers: Any) -> None:
         description="Show what a training reads of a case: size, spacing, channels after normalisation, voxels of each "
         "label, crop box, size on disk, a picture.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("case", metavar="CASE", help="name of the case")

@@ -20,8 +20,6 @@ def add_parser(subparsers: Any) -> None:
         description="Install the models of a zip file that nnplug or nnU-Net has exported. The file is checked first, "
         "and nothing in it is run.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("archive", metavar="ZIP", type=Path, help="the file")
     parser.add_argument(

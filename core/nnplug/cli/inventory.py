@@ -35,8 +35,6 @@ def add_parser(subparsers: Any) -> None:
         help="describe a data set in a file, and check it",
         description="An inventory is a JSON file that says where the images and labels of a data set are.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_make(actions)
@@ -51,8 +49,6 @@ def _add_make(actions: Any) -> None:
         "name, {channel} for a channel, * for anything within a name. Without patterns the folder has imagesTr and "
         "labelsTr, or images and labels.",
         epilog=EXAMPLE_MAKE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("folder", metavar="FOLDER", nargs="?", type=Path, help="folder with the files")
@@ -75,8 +71,6 @@ def _add_check(actions: Any) -> None:
         description="Check the description, the headers and every voxel, and list all problems. Exit code 2 where "
         "there are some.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("path", metavar="FILE", type=Path, help="an inventory, or the folder of a raw data set")
     parser.add_argument("--overview", metavar="FILE", type=Path, help="draw a slice of every case with its labels")

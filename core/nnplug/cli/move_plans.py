@@ -19,8 +19,6 @@ def add_parser(subparsers: Any) -> None:
         help="give the plans of one data set to another",
         description="Give the plans of one data set to another, so that a network trained on one fits the other.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     from nnplug.cli.inventory import add_inventory_options
 

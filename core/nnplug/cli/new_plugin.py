@@ -35,8 +35,6 @@ def add_parser(subparsers: Any) -> None:
             "Nothing is overwritten."
         ),
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("name", metavar="NAME", help="of the package, for example acme-nets")
     parser.add_argument(

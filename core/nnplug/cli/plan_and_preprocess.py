@@ -69,8 +69,6 @@ def _add(subparsers: Any, name: str, nnunet_name: str | None, text: str) -> argp
         description=f"{text[0].upper()}{text[1:]}. The results are those of nnU-Net's own command; what is there "
         "already and still holds is kept.",
         epilog=EXAMPLES[name],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("-d", dest="datasets", metavar="DATASET", nargs="+", help="ids or names of raw data sets")
     add_inventory_options(parser)

@@ -32,8 +32,6 @@ def add_parser(subparsers: Any) -> None:
         help="show plans, derive configurations",
         description="Show what nnU-Net has planned, and derive configurations from it.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_show(actions)
@@ -47,8 +45,6 @@ def _add_show(actions: Any) -> None:
         description="Show the configurations of plans: patch, batch, network, memory, preprocessed data. Axes are in "
         "the plans' order.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("dataset", metavar="DATASET", help="id or name of a planned data set")
     parser.add_argument("-c", dest="configuration", metavar="CONFIGURATION", help="only this one")
@@ -65,8 +61,6 @@ def _add_derive(actions: Any) -> None:
         description="Make a configuration from another one. Its network is planned anew by nnU-Net's planner where "
         "patch, spacing or memory are others.",
         epilog=EXAMPLE_DERIVE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("-d", dest="dataset", metavar="DATASET", required=True, help="id or name of a planned data set")

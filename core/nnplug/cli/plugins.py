@@ -36,8 +36,6 @@ def add_parser(subparsers: Any) -> None:
         help="list plugins and what is wrong with them",
         description="List the installed plugins. Exit code 1 where one of them is broken.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--check", action="store_true", help="name plugins that import torch or nnunetv2 when listed")
     parser.add_argument("--json", action="store_true", help="print JSON")

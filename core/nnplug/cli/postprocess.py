@@ -20,8 +20,6 @@ def add_parser(subparsers: Any) -> None:
         description="Apply nnU-Net's post-processing to a folder of predictions, as nnUNetv2_apply_postprocessing "
         "does. The file is read without running what it may contain.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("-i", dest="inputs", metavar="FOLDER", type=Path, required=True, help="folder with predictions")

@@ -29,8 +29,6 @@ def add_parser(subparsers: Any) -> None:
         help="segment images with a trained model",
         description="Segment a folder of images. -tr is only needed where models of several trainers are there.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     _add_folders(parser)
     parser.add_argument("-d", dest="dataset", metavar="DATASET", help="id or name of the data set")
@@ -48,8 +46,6 @@ def add_parser(subparsers: Any) -> None:
         help="segment images with a model given by its folder",
         description="Segment a folder of images with a model folder. No environment variable is needed.",
         epilog=EXAMPLE_FOLDER,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     _add_folders(parser)
     parser.add_argument(

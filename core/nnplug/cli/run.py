@@ -32,8 +32,6 @@ def add_parser(subparsers: Any) -> None:
         description="Check the data, take the fingerprint, plan, preprocess, train and validate folds. What is there "
         "already and still holds is kept. Progress goes to standard error, the result to standard output.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("dataset", metavar="DATASET", nargs="?", help="id or name of the data set; left out with --dataset-id")

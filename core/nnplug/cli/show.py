@@ -31,8 +31,6 @@ def add_parser(subparsers: Any) -> None:
         help="show what a trainer sets",
         description="Show every field that a trainer sets, where it comes from and what nnU-Net does without it.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     name = parser.add_argument("name", metavar="NAME", help="as after -tr: a name, a composition or a recipe file")
     name.completer = complete_trainers

@@ -26,8 +26,6 @@ def add_parser(subparsers: Any) -> None:
         help="make or check the splits of the cross-validation",
         description="Make or check splits_final.json, which nnU-Net trains by.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     make = _add(actions, "make", "distribute the cases over folds")
@@ -58,8 +56,6 @@ def _add(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("-d", dest="datasets", metavar="DATASET", nargs=1, help="id or name of a raw data set")
     parser.add_argument(

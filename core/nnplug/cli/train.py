@@ -26,8 +26,6 @@ def add_parser(subparsers: Any) -> None:
         help="train folds of a data set",
         description="Train and validate folds of a preprocessed data set. The results are ordinary nnU-Net results.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("dataset", metavar="DATASET", help="id or name of the data set")
     parser.add_argument("configuration", metavar="CONFIGURATION", help="of the plans: 2d, 3d_fullres, 3d_lowres, ...")

@@ -26,8 +26,6 @@ def add_parser(subparsers: Any) -> None:
         help="list trainers",
         description="List the trainers of all installed plugins. Any of them can stand after -tr, joined with '+'.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "pattern",
