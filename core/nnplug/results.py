@@ -41,13 +41,7 @@ def fold_result(
     summary = read_json(path, "The validation's summary") if path.exists() else nothing
     name = fold_folder.name.removeprefix("fold_")
     fold = int(name) if name.isdigit() else name
-    program, chosen = STOCK, name
-    if obstacle:
-        program, chosen = "nnplug predict", "fold_all" if name == "all" else name
-    command = f"{program} -i INPUT -o OUTPUT -d {dataset} -c {configuration} -f {chosen} -p {plans} -tr '{trainer}'"
-    if checkpoint != DEFAULT_CHECKPOINT:
-        command += f" -chk {checkpoint}"
-    return {
+    result = {
         "status": "completed",
         "model_path": str(model),
         "dataset_id": int(dataset.removeprefix("Dataset").split("_")[0]),
@@ -60,9 +54,10 @@ def fold_result(
         "metrics": {**_metrics(summary["foreground_mean"]), "validation_loss": _number(validation_loss)},
         "per_class": {label: _metrics(values) for label, values in summary["mean"].items()},
         "seconds": round(seconds, 1),
-        "predict_command": command if checkpoint else None,
+        "predict_command": None,
         "stock_prediction_obstacle": obstacle,
     }
+    return {**result, "predict_command": _predict_command(result, [fold])}
 
 
 def combine(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -71,15 +66,12 @@ def combine(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return dict(results[0])
     metrics = {key: _mean([r["metrics"][key] for r in results]) for key in results[0]["metrics"]}
     common = {k: v for k, v in results[0].items() if k not in ("fold", "metrics", "per_class", "seconds")}
-    command = results[0]["predict_command"]
-    if command:
-        command = command.replace(f"-f {results[0]['fold']} ", f"-f {' '.join(str(r['fold']) for r in results)} ")
     return {
         **common,
         "fold": [r["fold"] for r in results],
         "metrics": metrics,
         "seconds": round(sum(r["seconds"] for r in results), 1),
-        "predict_command": command,
+        "predict_command": _predict_command(common, [r["fold"] for r in results]),
         "folds": list(results),
     }
 
@@ -89,11 +81,24 @@ def with_results_dir(result: Mapping[str, Any], folder: str | Path | None) -> di
 
     Stock nnU-Net's commands can not be told.
     """
-    command = result["predict_command"]
-    if folder is None or not command:
-        return dict(result)
-    command = command.replace(STOCK, "nnplug predict").replace(" -f all ", " -f fold_all ")
-    return {**result, "predict_command": f"{command} --results-dir {shlex.quote(str(folder))}"}
+    folds = result["fold"] if isinstance(result["fold"], list) else [result["fold"]]
+    return {**result, "predict_command": _predict_command(result, folds, folder)}
+
+
+def _predict_command(
+    result: Mapping[str, Any], folds: Sequence[int | str], results_dir: str | Path | None = None
+) -> str | None:
+    """For a shell, None without a checkpoint: stock nnU-Net's where that can predict and finds the model."""
+    if not result["checkpoint"]:
+        return None
+    is_stock = not result["stock_prediction_obstacle"] and results_dir is None
+    program = STOCK if is_stock else "nnplug predict"
+    chosen = " ".join(str(fold) if is_stock or fold != "all" else "fold_all" for fold in folds)
+    model = f"-d {result['dataset']} -c {result['configuration']} -f {chosen} -p {result['plans']}"
+    command = f"{program} -i INPUT -o OUTPUT {model} -tr '{result['trainer']}'"
+    if result["checkpoint"] != DEFAULT_CHECKPOINT:
+        command += f" -chk {result['checkpoint']}"
+    return command if results_dir is None else f"{command} --results-dir {shlex.quote(str(results_dir))}"
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
