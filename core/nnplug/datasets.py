@@ -66,7 +66,7 @@ def find_dataset(dataset: DatasetId, variable: str = "nnUNet_preprocessed") -> s
         raise NnplugError(f"Data set id {text} is taken twice in {folder}: {', '.join(found)}. Give the full name.")
     if not found:
         have = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "no data set"
-        hint = " Preprocess it first: nnUNetv2_plan_and_preprocess -d ID" if variable == "nnUNet_preprocessed" else ""
+        hint = " Preprocess it first: nnplug plan_and_preprocess -d ID" if variable == "nnUNet_preprocessed" else ""
         near = nearest_dataset(text, names)
         raise NnplugError(f"No data set '{text}' in {variable}={folder}{near}; it has {have}.{hint}")
     return found[0]

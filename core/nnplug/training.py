@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnplug.config import TrainerConfig
 from nnplug.data_seams import NUM_FOLDS
 from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_json, read_plans, read_splits
-from nnplug.devices import choose_training_device as choose_device
+from nnplug.devices import choose_training_device
 from nnplug.errors import NnplugError
 from nnplug.fold_training import FoldJob, train_fold
 from nnplug.network import configure_plans
@@ -96,7 +96,7 @@ def train(
     num_gpus = count_gpus(device, batch_size, resolved) if num_gpus is None else num_gpus
     if num_gpus > batch_size:
         raise NnplugError(f"-num_gpus {num_gpus}: the batch of {batch_size} has too few samples to share. Use fewer.")
-    device = choose_device(device, num_gpus)
+    device = choose_training_device(device, num_gpus)
     base = results / name / f"{resolved.name}__{plans_json['plans_name']}__{configuration}"
     previous = _previous_stage(
         configured,

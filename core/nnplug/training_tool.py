@@ -18,6 +18,7 @@ from nnplug.checkpointing import overrides
 from nnplug.config import TrainerConfig
 from nnplug.data_seams import NUM_FOLDS
 from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_plans
+from nnplug.devices import choose_training_device
 from nnplug.errors import NnplugError
 from nnplug.hookspecs import listening
 from nnplug.interrupts import TrainingInterrupted
@@ -31,7 +32,7 @@ from nnplug.registry import get_registry
 from nnplug.resolved import ResolvedConfig
 from nnplug.results import summarise, with_results_dir
 from nnplug.trainer import load_base_trainer
-from nnplug.training import choose_device, choose_folds, choose_mode, find_weights, train
+from nnplug.training import choose_folds, choose_mode, find_weights, train
 from nnplug.training_events import EventSender, TrainingEvent
 
 _log = logging.getLogger("nnplug")
@@ -246,7 +247,7 @@ class _Call:
         mode = choose_mode(**{name: options[name] for name in names})
         find_weights(options["pretrained_weights"], mode)
         device, num_gpus = self.of_every_stage["device"], self.of_every_stage["num_gpus"]
-        choose_device(device, 1 if num_gpus is None else num_gpus)
+        choose_training_device(device, 1 if num_gpus is None else num_gpus)
         environment_folder("nnUNet_results")
         return mode
 

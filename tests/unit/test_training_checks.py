@@ -12,8 +12,9 @@ import pytest
 import torch
 from nnplug import NnplugError
 from nnplug.cli import main
+from nnplug.devices import choose_training_device
 from nnplug.fold_training import load_pretrained
-from nnplug.training import choose_device, choose_folds, count_gpus, train
+from nnplug.training import choose_folds, count_gpus, train
 from support.datasets import DatasetForTests
 
 
@@ -110,11 +111,11 @@ def test_options_that_do_not_go_together(active: DatasetForTests, options: dict[
 
 def test_device() -> None:
     with pytest.raises(NnplugError, match=r"Unknown device 'gpu'\. Choose cuda, cpu or mps"):
-        choose_device("gpu")
+        choose_training_device("gpu")
     if not torch.cuda.is_available():
         with pytest.raises(NnplugError, match=r"Device 'cuda' is not available here .* Choose -device cpu"):
-            choose_device("cuda")
-        assert choose_device(None) in ("cpu", "mps")
+            choose_training_device("cuda")
+        assert choose_training_device(None) in ("cpu", "mps")
 
 
 def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -468,7 +468,7 @@ def test_errors_as_a_result(tool: Tool, monkeypatch: pytest.MonkeyPatch, caplog:
         (TrainingInterrupted("Interrupted by SIGTERM."), "interrupted", "Interrupted by SIGTERM."),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr("nnplug.training_tool.choose_device", raising(error))
+            patch.setattr("nnplug.training_tool.choose_training_device", raising(error))
             found = tool(fold="all", raise_errors=False)
             assert found == {"status": status, "message": message, **about}
             with pytest.raises(type(error)):

@@ -58,7 +58,7 @@ def planner_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], folder
             shutil.copyfile(folder / FINGERPRINT, draft / FINGERPRINT)
         else:
             (draft / FINGERPRINT).write_text("{}")
-            # planners give the number of augmentation processes to torch as its number of threads, which can not be 0
+        # planners give the number of augmentation processes to torch as its number of threads, which can not be 0
         with (
             environment(nnUNet_raw=scratch, nnUNet_preprocessed=scratch, nnUNet_n_proc_DA="1"),
             warnings.catch_warnings(),

@@ -128,10 +128,10 @@ def describe_case(case: PreprocessedCase) -> dict[str, Any]:
     share of all. ``crop_box``: first and last voxel + 1 by axis, in the image before preprocessing.
     """
     manager = case.plans.get_configuration(case.configuration)
-    names = case.dataset_json.get("channel_names") or case.dataset_json["modality"]
+    names = _channel_names(case)
     channels = [
         {
-            "name": str(names[str(index)]),
+            "name": names[index],
             "normalization": manager.normalization_schemes[index],
             "mean": float(voxels.mean(dtype=np.float64)),
             "std": float(voxels.std(dtype=np.float64)),
@@ -160,6 +160,11 @@ def describe_case(case: PreprocessedCase) -> dict[str, Any]:
         "labels": _count_labels(case),
         "bytes_on_disk": sum(path.stat().st_size for path in files),
     }
+
+
+def _channel_names(case: PreprocessedCase) -> list[str]:
+    names = case.dataset_json.get("channel_names") or case.dataset_json["modality"]
+    return [str(names[str(index)]) for index in range(len(case.image))]
 
 
 def _integers(values: Sequence[Any]) -> list[int]:
@@ -191,9 +196,8 @@ def draw(case: PreprocessedCase) -> dict[str, np.ndarray]:
     ignored = case.plans.get_label_manager(case.dataset_json).ignore_label
     label = np.where(case.label == ignored, 0, case.label) if ignored is not None else case.label
     is_2d = len(case.plans.get_configuration(case.configuration).patch_size) == 2
-    names = [row["name"] for row in describe_case(case)["channels"]]
     pictures = {}
-    for name, voxels in zip(names, case.image, strict=True):
+    for name, voxels in zip(_channel_names(case), case.image, strict=True):
         for axis in range(1 if is_2d else 3):
             spacing = [case.spacing_mm[other] for other in range(3) if other != axis]
             pictures[f"{name}, across axis {axis}"] = draw_case(
