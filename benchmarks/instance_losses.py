@@ -23,8 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from nnplug import Component, LossContext
-from nnplug.losses import build_loss
-from nnplug.registry import get_registry
+from nnplug.discovery.registry import get_registry
+from nnplug.training.losses import build_loss
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from overhead import in_turns, interval, machine

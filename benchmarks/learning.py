@@ -21,7 +21,7 @@ from typing import Any
 
 import nnplug
 import numpy as np
-from nnplug.registry import get_registry
+from nnplug.discovery.registry import get_registry
 from overhead import ROOT, DatasetForTests, machine, prepared, write_hippocampus
 from support.commands import clean_environment
 from support.datasets import DATA_FOLDER, write_dataset_json

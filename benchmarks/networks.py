@@ -28,11 +28,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import nnplug
 import torch
-from nnplug.network import PatchRefusedError
-from nnplug.network_report import count_text
-from nnplug.registry import get_registry
+from nnplug.discovery.registry import get_registry
+from nnplug.networks.network import PatchRefusedError
+from nnplug.networks.report import count_text
 from nnplug.testing.costs import costs_of
-from nnplug.trainer import build_trainer_class
+from nnplug.training.trainer import build_trainer_class
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from overhead import ROOT, DatasetForTests, in_turns, interval, machine, prepared, quiet, write_hippocampus
 from torch import nn

@@ -134,7 +134,7 @@ def make_trainers(dataset: DatasetForTests, epochs: int) -> tuple[Any, Any]:
     """nnplug's trainer and stock's with the same settings."""
     import nnplug
     import torch
-    from nnplug.trainer import build_trainer_class
+    from nnplug.training.trainer import build_trainer_class
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     folder = dataset.preprocessed_folder

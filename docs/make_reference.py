@@ -21,11 +21,12 @@ from types import ModuleType
 from typing import Any
 
 import nnplug
-from nnplug import cli, hookspecs, interrupts, testing
+from nnplug import cli, hookspecs, testing
+from nnplug.composition.fields import FIELDS
 from nnplug.config import TrainerConfig
-from nnplug.fields import FIELDS
+from nnplug.discovery.plugin_loading import HOOKS
 from nnplug.loss_contract import LossTraits
-from nnplug.plugin_loading import HOOKS
+from nnplug.training import interrupts
 
 PAGE = Path(__file__).with_name("reference.md")
 WIDTH = 110

@@ -12,10 +12,10 @@ from nnplug.hookspecs import API_VERSION, EpochMetrics, TrainingRun, hookimpl
 from nnplug.loss_contract import LossContext, loss_traits
 
 if TYPE_CHECKING:
-    from nnplug.compose import ResolvedConfig
+    from nnplug.composition.compose import ResolvedConfig
     from nnplug.evaluation.evaluating import evaluate
-    from nnplug.prediction import predict
-    from nnplug.training import train
+    from nnplug.prediction.predicting import predict
+    from nnplug.training.training import train
     from nnplug.training_events import TrainingEvent
     from nnplug.training_tool import nnunet_training
 
@@ -41,27 +41,27 @@ __all__ = [
 ]
 
 _LAZY = {
-    "ResolvedConfig": "nnplug.compose",
+    "ResolvedConfig": "nnplug.composition.compose",
     "evaluate": "nnplug.evaluation.evaluating",
     "TrainingEvent": "nnplug.training_events",
     "nnunet_training": "nnplug.training_tool",
-    "predict": "nnplug.prediction",
-    "train": "nnplug.training",
+    "predict": "nnplug.prediction.predicting",
+    "train": "nnplug.training.training",
 }
 
 
 def resolve(
     trainer: str | PathLike[str] | TrainerConfig | ResolvedConfig, *, trust_code: bool = False
 ) -> ResolvedConfig:
-    """Decide everything about a trainer: see `nnplug.registry.Registry.resolve`."""
-    from nnplug.registry import get_registry
+    """Decide everything about a trainer: see `nnplug.discovery.registry.Registry.resolve`."""
+    from nnplug.discovery.registry import get_registry
 
     return get_registry().resolve(trainer, trust_code=trust_code)
 
 
 def list_trainers(pattern: str | None = None) -> list[str]:
     """Names of the registered trainers in natural order; `pattern` is a glob or a part of the name."""
-    from nnplug.registry import get_registry
+    from nnplug.discovery.registry import get_registry
 
     return get_registry().list_names(pattern)
 

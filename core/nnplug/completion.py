@@ -14,8 +14,8 @@ _FOLDERS = ("nnUNet_preprocessed", "nnUNet_results", "nnUNet_raw")
 
 def complete_trainers(prefix: str, **_: Any) -> list[str]:
     """Completions of the last term of ``a+b+field=@name``: names, fields, and files of recipes."""
-    from nnplug.fields import SETTINGS
-    from nnplug.registry import get_registry
+    from nnplug.composition.fields import SETTINGS
+    from nnplug.discovery.registry import get_registry
 
     head, plus, last = prefix.rpartition("+")
     field, assigned, part = last.partition("=@")
@@ -39,7 +39,7 @@ def complete_configurations(prefix: str, parsed_args: argparse.Namespace | None 
     """Configurations of the data set's plans and models; nnU-Net's usual ones where the data set is not known."""
     from nnplug.datasets import find_dataset
     from nnplug.errors import NnplugError
-    from nnplug.json_files import read_json
+    from nnplug.files.json_files import read_json
 
     given = getattr(parsed_args, "dataset", None) or (getattr(parsed_args, "datasets", None) or [None])[0]
     found: set[str] = set()

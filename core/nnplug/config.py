@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nnplug.checks import did_you_mean
-from nnplug.component import Component
+from nnplug.composition.checks import did_you_mean
+from nnplug.composition.component import Component
+from nnplug.composition.fields import FIELDS, check_fields
 from nnplug.errors import NnplugError
-from nnplug.fields import FIELDS, check_fields
 
 __all__ = ["Component", "TrainerConfig"]
 

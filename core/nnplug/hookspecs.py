@@ -172,7 +172,7 @@ def call_lifecycle(hook_name: str, **kwargs: Any) -> None:
         hook_name: one of `LIFECYCLE_HOOKS`.
         **kwargs: the hook's arguments.
     """
-    from nnplug.registry import get_registry
+    from nnplug.discovery.registry import get_registry
 
     assert hook_name in LIFECYCLE_HOOKS, hook_name
     registry = get_registry()

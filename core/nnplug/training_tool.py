@@ -14,25 +14,25 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnplug.checkpointing import overrides
+from nnplug.composition.resolved import ResolvedConfig
 from nnplug.config import TrainerConfig
-from nnplug.data_seams import NUM_FOLDS
 from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_plans
 from nnplug.devices import choose_training_device
+from nnplug.discovery.registry import get_registry
 from nnplug.errors import NnplugError
 from nnplug.hookspecs import listening
-from nnplug.interrupts import TrainingInterrupted
 from nnplug.inventory.problems import raise_problems
+from nnplug.models.results import summarise, with_results_dir
 from nnplug.planning.data import PlanningData, environment, find_raw_data, open_inventory
 from nnplug.planning.data_record import check_unchanged
 from nnplug.planning.folder_use import FolderUse
 from nnplug.planning.missing_steps import MissingSteps, list_stages
 from nnplug.planning.trainer_fit import idle_trainer
-from nnplug.registry import get_registry
-from nnplug.resolved import ResolvedConfig
-from nnplug.results import summarise, with_results_dir
-from nnplug.trainer import load_base_trainer
-from nnplug.training import choose_folds, choose_mode, find_weights, train
+from nnplug.training.checkpointing import overrides
+from nnplug.training.data_seams import NUM_FOLDS
+from nnplug.training.interrupts import TrainingInterrupted
+from nnplug.training.trainer import load_base_trainer
+from nnplug.training.training import choose_folds, choose_mode, find_weights, train
 from nnplug.training_events import EventSender, TrainingEvent
 
 _log = logging.getLogger("nnplug")

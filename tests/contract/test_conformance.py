@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
-from nnplug.registry import get_registry
+from nnplug.discovery.registry import get_registry
 from nnplug.testing import Check, check_trainer, run_checks
 
 # what depends on the machine: a compiler, several GPUs

@@ -12,7 +12,7 @@ import nnplug
 import numpy as np
 import pytest
 import torch
-from nnplug.trainer import build_trainer_class
+from nnplug.training.trainer import build_trainer_class
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from support.stock_launcher import declare_missing_operators

@@ -15,8 +15,8 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, Se
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from nnplug import Component, LossContext, TrainerConfig, loss_traits
-from nnplug.losses import add_target_transform, build_loss, supervision_weights, target_transform_of
-from nnplug.trainer import build_trainer_class
+from nnplug.training.losses import add_target_transform, build_loss, supervision_weights, target_transform_of
+from nnplug.training.trainer import build_trainer_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from support.datasets import DatasetForTests
 from torch import nn

@@ -12,7 +12,7 @@ import pytest
 import sample_networks as samples
 import torch
 from nnplug import NnplugError, TrainerConfig
-from nnplug.trainer import build_trainer_class
+from nnplug.training.trainer import build_trainer_class
 from support.datasets import DatasetForTests
 from support.stock_launcher import declare_missing_operators
 

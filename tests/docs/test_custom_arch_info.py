@@ -21,8 +21,8 @@ import nnplug
 import numpy as np
 import pytest
 from nnplug import Component, NnplugError, TrainerConfig
-from nnplug.references import import_string
-from nnplug.registry import GROUP, Registry, get_registry
+from nnplug.composition.references import import_string
+from nnplug.discovery.registry import GROUP, Registry, get_registry
 from support.datasets import DatasetForTests
 from support.plugin_packages import PluginSite, trainers
 
@@ -60,7 +60,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def make_trainer(tiny_dataset: DatasetForTests) -> Iterator[MakeTrainer]:
     import torch
-    from nnplug.trainer import build_trainer_class
+    from nnplug.training.trainer import build_trainer_class
 
     def make(trainer: Any, configuration: str = "3d_fullres", **dataset: Any) -> Any:
         data = tiny_dataset.preprocessed_folder
@@ -104,7 +104,7 @@ def test_every_block_is_known() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_the_script_hands_its_config_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nnplug.training import train
+    from nnplug.training.training import train
 
     called = []
     monkeypatch.setattr(
@@ -260,7 +260,7 @@ def test_the_loss_takes_what_it_declares(make_trainer: MakeTrainer, dataset: dic
 def test_ignored_voxels_do_not_count() -> None:
     import torch
     from nnplug import LossContext
-    from nnplug.losses import build_loss
+    from nnplug.training.losses import build_loss
 
     context = LossContext(num_classes=3, spatial_dims=3, ignore_label=3)
     loss = build_loss(Component("my_losses:SquaredError"), context, None)
@@ -411,7 +411,7 @@ def test_the_package_is_a_plugin(
     folder: Path, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry = registry_with_the_package(folder)
-    monkeypatch.setattr("nnplug.registry.get_registry", lambda: registry)
+    monkeypatch.setattr("nnplug.discovery.registry.get_registry", lambda: registry)
 
     assert registry.failures == []
     assert [name for name in registry.list_names() if name.startswith("example_net")] == [
@@ -439,7 +439,7 @@ def test_the_packages_own_test_passes(folder: Path, monkeypatch: pytest.MonkeyPa
     from nnplug.testing import run_checks
 
     registry = registry_with_the_package(folder)
-    monkeypatch.setattr("nnplug.registry.get_registry", lambda: registry)
+    monkeypatch.setattr("nnplug.discovery.registry.get_registry", lambda: registry)
     test = importlib.import_module("test_example_nets").test_example_net
     checks = [parameter.values[0] for parameter in test.pytestmark[0].args[1]]
     assert {check.resolved.name for check in checks} == {"example_net"}
@@ -460,7 +460,7 @@ def test_the_planner_and_the_preprocessor_are_used(
     site.add_metadata("example-planning", "0.1.0", {"example_planning": "example_planning"}, ["example_planning"])
     registry = site.registry()
     assert registry.failures == []
-    monkeypatch.setattr("nnplug.registry.get_registry", lambda: registry)
+    monkeypatch.setattr("nnplug.discovery.registry.get_registry", lambda: registry)
     with replace(tiny_prepared, preprocessed=tmp_path / "preprocessed").activated():
         data = find_raw_data(901)
         data.folder.mkdir(parents=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import nnplug
 import pytest
 from nnplug import LossContext
-from nnplug.losses import make_loss
+from nnplug.training.losses import make_loss
 from nnplug_instance_losses import losses
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "instance_losses.md").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ from pathlib import Path
 import nnplug_loggers
 import pytest
 from nnplug import EpochMetrics, TrainingRun
-from nnplug.progress import TrainingProgress
-from nnplug.progress_plot import MAX_SHARE_OF_PLOTTING
+from nnplug.training.progress import TrainingProgress
+from nnplug.training.progress_plot import MAX_SHARE_OF_PLOTTING
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "monitoring.md").read_text(encoding="utf-8")
 METRICS = EpochMetrics(

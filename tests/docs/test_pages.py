@@ -147,7 +147,7 @@ def test_json_is_json(page: Path) -> None:
 
 
 def test_the_result_of_a_training_is_described(tmp_path: Path) -> None:
-    from nnplug.results import combine, fold_result
+    from nnplug.models.results import combine, fold_result
 
     page = text_of(DOCS / "train.md")
     fold = tmp_path / "Dataset004_Hippocampus" / "dice_loss__nnUNetPlans__3d_fullres" / "fold_0"

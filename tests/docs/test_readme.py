@@ -40,7 +40,7 @@ def test_make_targets_exist() -> None:
 
 def test_the_recipe_makes_a_loss(tmp_path: Path) -> None:
     import torch
-    from nnplug.losses import build_loss
+    from nnplug.training.losses import build_loss
 
     (recipe,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     path = tmp_path / "my_recipe.toml"

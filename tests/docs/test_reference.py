@@ -13,8 +13,8 @@ import nnplug
 import pytest
 from nnplug import testing
 from nnplug.cli import COMMANDS, build_parser
-from nnplug.fields import FIELDS
-from nnplug.plugin_loading import HOOKS
+from nnplug.composition.fields import FIELDS
+from nnplug.discovery.plugin_loading import HOOKS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "reference.md").read_text(encoding="utf-8")

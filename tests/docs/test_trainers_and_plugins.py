@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from nnplug import EpochMetrics, TrainingRun
 from nnplug.cli import main
-from nnplug.fields import FIELDS
-from nnplug.plugin_loading import HOOKS
-from nnplug.recipes import read_recipe
-from nnplug.registry import get_registry
+from nnplug.composition.fields import FIELDS
+from nnplug.composition.recipes import read_recipe
+from nnplug.discovery.plugin_loading import HOOKS
+from nnplug.discovery.registry import get_registry
 from support.plugin_packages import PluginSite
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

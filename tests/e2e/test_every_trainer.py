@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from nnplug.references import load
-from nnplug.registry import get_registry
+from nnplug.composition.references import load
+from nnplug.discovery.registry import get_registry
 from support import run_nnplug, run_stock
 from support.datasets import DatasetForTests
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from nnplug import TrainerConfig
-from nnplug.trainer import build_trainer_class
+from nnplug.training.trainer import build_trainer_class
 from support import run_nnplug
 from support.datasets import DatasetForTests
 from support.sparse_data import IGNORE

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nnplug import evaluate
-from nnplug.ensembling import ensemble
-from nnplug.model_selection import find_best
+from nnplug.evaluation.model_selection import find_best
+from nnplug.prediction.ensembling import ensemble
 from support import run_nnplug, run_stock
 from support.datasets import DatasetForTests, _threads_for_processes
 from support.predictions import read_segmentation

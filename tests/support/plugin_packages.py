@@ -7,7 +7,7 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-from nnplug.registry import GROUP, Registry
+from nnplug.discovery.registry import GROUP, Registry
 
 HEADER = "import nnplug\nfrom nnplug import Component, TrainerConfig\n\n"
 

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from nnplug.case_pool import CaseFailure
 from nnplug.errors import NnplugError
+from nnplug.processes.case_pool import CaseFailure
 
 
 def double(shared: int, name: str, case: int) -> tuple[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from nnplug import TrainerConfig
-from nnplug.training import train
+from nnplug.training.training import train
 
 from support.datasets import DatasetForTests
 

@@ -35,6 +35,6 @@ def installed(site: PluginSite, monkeypatch: pytest.MonkeyPatch) -> PluginSite:
             registries.append(site.registry())
         return registries[0]
 
-    for module in ("registry", "portability"):
+    for module in ("discovery.registry", "composition.portability"):
         monkeypatch.setattr(f"nnplug.{module}.get_registry", get_registry)
     return site

@@ -10,7 +10,7 @@ import nnplug
 import nnplug.testing
 import pytest
 from nnplug import hookspecs
-from nnplug.fields import FIELDS
+from nnplug.composition.fields import FIELDS
 
 # function or class: arguments that it takes by name
 CALLABLES = {

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from nnplug.case_pool import Pool, choose_num_processes
 from nnplug.errors import NnplugError
+from nnplug.processes.case_pool import Pool, choose_num_processes
 from support.commands import clean_environment
 from support.pool_work import double, environment_of, fail, loaded
 
@@ -81,7 +81,7 @@ def run_script(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 def test_modules_are_imported_once_for_all_workers() -> None:
     script = (
-        "from nnplug.case_pool import Pool\nfrom support.pool_work import loaded\n"
+        "from nnplug.processes.case_pool import Pool\nfrom support.pool_work import loaded\n"
         "if __name__ == '__main__':\n"
         "    Pool(1, preload=('sqlite3',)).run(loaded, 'sqlite3', {'a': 0}, '', lambda _, found: print(found))\n"
     )
@@ -95,7 +95,8 @@ def test_modules_are_imported_once_for_all_workers() -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_no_worker_outlives_the_command(tmp_path: Path, number: int) -> None:
     script = (
-        "import pathlib, signal\nfrom nnplug.case_pool import Pool\nfrom support.pool_work import wait_and_note\n"
+        "import pathlib, signal\nfrom nnplug.processes.case_pool import Pool\n"
+        "from support.pool_work import wait_and_note\n"
         "if __name__ == '__main__':\n"
         # a test run in the background inherits that Ctrl-C is ignored
         "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"

@@ -24,9 +24,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from nnplug import atomic_file, checkpoint
-from nnplug.checkpoint import UntrustedCheckpointError, Writer, find_resumable, load, save, to_plain
 from nnplug.errors import NnplugError
+from nnplug.files import atomic_file
+from nnplug.models import checkpoint
+from nnplug.models.checkpoint import UntrustedCheckpointError, Writer, find_resumable, load, save, to_plain
 
 Point = namedtuple("Point", "x y")
 
@@ -290,7 +291,7 @@ def test_full_file_system_is_told_by_its_name(tmp_path: Path) -> None:
         textwrap.dedent("""
         import os, sys, torch
         from pathlib import Path
-        from nnplug.checkpoint import save
+        from nnplug.models.checkpoint import save
         from nnplug.errors import NnplugError
         folder = Path(sys.argv[1])
         save({"a": 1}, folder / "a.pth")
@@ -338,7 +339,7 @@ def test_leftovers_of_killed_processes_go_and_files_being_written_stay(tmp_path:
     script = textwrap.dedent("""
         import sys, time
         from pathlib import Path
-        from nnplug.atomic_file import replace_file
+        from nnplug.files.atomic_file import replace_file
         def write(file):
             file.write(b"half of it")
             file.flush()
@@ -377,7 +378,7 @@ def test_twenty_kills_at_random_moments_leave_a_readable_file(tmp_path: Path) ->
         import os, random, signal, sys, time
         from pathlib import Path
         import torch
-        from nnplug.checkpoint import save
+        from nnplug.models.checkpoint import save
         torch.set_num_threads(1)
         folder, epoch = Path(sys.argv[1]), int(sys.argv[2])
         moments = random.Random(3)
@@ -556,7 +557,7 @@ def test_writer_names_what_can_not_be_stored_at_once(tmp_path: Path) -> None:
 
 def test_what_is_queued_is_written_when_the_process_ends(tmp_path: Path) -> None:
     script = (
-        "import sys, torch; from pathlib import Path; from nnplug.checkpoint import Writer\n"
+        "import sys, torch; from pathlib import Path; from nnplug.models.checkpoint import Writer\n"
         "Writer().write({'a': torch.zeros(3_000_000)}, Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.pth")], check=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from nnplug.cli import main
-from nnplug.stock_names import STOCK_FOLDER
+from nnplug.discovery.stock_names import STOCK_FOLDER
 from support.plugin_packages import PluginSite, trainers
 
 ODD = "a folder/with $HOME 'quotes' and \\"

@@ -12,7 +12,7 @@ from pathlib import Path
 import nnplug
 import pytest
 from nnplug.cli import main
-from nnplug.terms import canonical_name
+from nnplug.composition.terms import canonical_name
 from support.full_disk import largest_file
 from support.plugin_packages import PluginSite
 
@@ -85,7 +85,7 @@ def test_its_loss_is_a_mean_over_annotated_voxels(folder: Path, monkeypatch: pyt
 def test_all_of_its_network_is_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two outputs nnU-Net gives the lower one the weight 0."""
     import torch
-    from nnplug.losses import supervision_weights
+    from nnplug.training.losses import supervision_weights
 
     assert main(["new-plugin", "training-nets"]) == 0
     monkeypatch.syspath_prepend(str(folder / "training-nets"))

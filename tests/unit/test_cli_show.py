@@ -80,7 +80,7 @@ def test_nothing_set(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_all_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    from nnplug.fields import SETTINGS
+    from nnplug.composition.fields import SETTINGS
 
     assert main(["show", "nnUNetTrainer", "--all"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:-2]] == list(SETTINGS)

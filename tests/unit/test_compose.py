@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnplug import Component, NnplugError, TrainerConfig
-from nnplug.compose import Registration, ResolvedConfig, resolve, resolve_config
-from nnplug.registry import stock_registration
-from nnplug.stock_names import find_trainer
-from nnplug.terms import NameTerm
+from nnplug.composition.compose import Registration, ResolvedConfig, resolve, resolve_config
+from nnplug.composition.terms import NameTerm
+from nnplug.discovery.registry import stock_registration
+from nnplug.discovery.stock_names import find_trainer
 
 DA5 = "nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5:nnUNetTrainerDA5"
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nnplug import Component, NnplugError, TrainerConfig
+from nnplug.composition.fields import CODE_FIELDS, FIELDS, SETTINGS
 from nnplug.config import TrainerConfig as FromModule
-from nnplug.fields import CODE_FIELDS, FIELDS, SETTINGS
 
 
 def build(*args: object, **kwargs: object) -> tuple[object, ...]:

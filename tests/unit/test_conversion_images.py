@@ -17,7 +17,6 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from nnplug.case_pool import CaseFailure, Pool
 from nnplug.cli import main
 from nnplug.conversion.images import ImageFiles, convert_images, parse_labels
 from nnplug.conversion.reading import Image as ReadImage
@@ -26,6 +25,7 @@ from nnplug.conversion.spacing import parse_spacing
 from nnplug.conversion.writing import Output, fit_type, image_outputs, relabel
 from nnplug.errors import NnplugError
 from nnplug.image_headers import UnreadableImageError
+from nnplug.processes.case_pool import CaseFailure, Pool
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from PIL import Image
 

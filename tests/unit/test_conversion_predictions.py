@@ -13,10 +13,10 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from nnplug.case_pool import Pool
 from nnplug.cli import main
 from nnplug.conversion.predictions import convert_predictions
 from nnplug.conversion.reading import read_image
+from nnplug.processes.case_pool import Pool
 
 numbers = st.floats(-1e4, 1e4)
 

@@ -14,11 +14,11 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from nnplug.case_pool import CaseFailure, Pool
 from nnplug.cli import main
 from nnplug.conversion.reading import Image, read_image
 from nnplug.conversion.soil import SoilSettings, box_around, convert_soil, crop, load_settings, normalize
 from nnplug.errors import NnplugError
+from nnplug.processes.case_pool import CaseFailure, Pool
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 IN_THIS_PROCESS = Pool(0)

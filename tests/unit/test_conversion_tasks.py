@@ -12,10 +12,10 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nnplug.case_pool import Pool
 from nnplug.cli import main
 from nnplug.conversion.decathlon import TaskFolder, convert_task
 from nnplug.errors import NnplugError
+from nnplug.processes.case_pool import Pool
 from support.inventories import make_case
 
 IN_THIS_PROCESS = Pool(0)

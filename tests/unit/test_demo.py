@@ -18,8 +18,8 @@ from nnplug.demo.held_out import HeldOutCase, choose_held_out, link_images
 from nnplug.demo.networks import count_parameters, smallest_network
 from nnplug.demo.pipeline import Demo, DemoSettings, run_demo
 from nnplug.demo.report import draw_picture, mean_dice, mean_of_known, table_text
-from nnplug.network import configure_plans
-from nnplug.registry import get_registry
+from nnplug.discovery.registry import get_registry
+from nnplug.networks.network import configure_plans
 from support import DatasetForTests
 
 # --- images ----------------------------------------------------------------------------------------------------------

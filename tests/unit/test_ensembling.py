@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from nnplug import NnplugError
 from nnplug.cli import main
-from nnplug.ensembling import check_probabilities, ensemble
-from nnplug.postprocessing import postprocess
+from nnplug.prediction.ensembling import check_probabilities, ensemble
+from nnplug.prediction.postprocessing import postprocess
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 from support.predictions import make_truth, read_segmentation, write_predictions, write_segmentation
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nnplug import Component, NnplugError, training
-from nnplug.checkpoint import load, save
-from nnplug.fold_folder import fold_lock
-from nnplug.fold_training import FoldJob, train_fold
+from nnplug import Component, NnplugError
+from nnplug.models.checkpoint import load, save
+from nnplug.training import training
+from nnplug.training.fold_folder import fold_lock
+from nnplug.training.fold_training import FoldJob, train_fold
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -174,7 +175,7 @@ def test_a_training_that_another_process_ended_in_the_meantime_is_not_overwritte
             (folder / "checkpoint_final.pth").touch()
             yield
 
-    monkeypatch.setattr("nnplug.fold_folder.fold_lock", lock_after_the_other)
+    monkeypatch.setattr("nnplug.training.fold_folder.fold_lock", lock_after_the_other)
     with pytest.raises(NnplugError, match=r"holds a training already \(checkpoint_final.pth\)"):
         train_here(tiny_dataset, write_recipe(tmp_path))
 

@@ -15,7 +15,7 @@ import nnplug
 import pytest
 import torch
 from nnplug import NnplugError
-from nnplug.trainer import build_trainer_class
+from nnplug.training.trainer import build_trainer_class
 from support.commands import clean_environment
 from support.datasets import DatasetForTests
 from support.small_trainings import small_config, write_recipe

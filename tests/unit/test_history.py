@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from nnplug import cli
-from nnplug.checkpoint import load
 from nnplug.errors import NnplugError
 from nnplug.history import load_history, read_history
 from nnplug.history.folds import label_folds
+from nnplug.models.checkpoint import load
 
 START = datetime(2024, 5, 3, 12, 0, 0).timestamp()
 DATASET = {"labels": {"background": 0, "posterior": 2, "anterior": 1, "ignore": 3}}

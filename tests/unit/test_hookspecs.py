@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from nnplug import EpochMetrics, NnplugError, TrainingRun, hookspecs
+from nnplug.discovery.plugin_loading import HOOKS
 from nnplug.hookspecs import LIFECYCLE_HOOKS, call_lifecycle
-from nnplug.plugin_loading import HOOKS
 from support.plugin_packages import PluginSite
 
 LOGGER = """

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from nnplug.case_pool import Pool
 from nnplug.errors import NnplugError
 from nnplug.inventory.case_check import image_problems, label_problems
 from nnplug.inventory.checking import check_cases
 from nnplug.inventory.loading import load_inventory
 from nnplug.inventory.overview import SIDE, draw_case, write_overview
 from nnplug.inventory.readers import choose_reader
+from nnplug.processes.case_pool import Pool
 from PIL import Image
 from support.inventories import SHAPE, MadeInventory, make_case
 

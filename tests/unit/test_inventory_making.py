@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nnplug.case_pool import Pool
 from nnplug.cli import main
 from nnplug.errors import NnplugError
 from nnplug.inventory.loading import load_inventory
 from nnplug.inventory.making import Source, make_inventory, write_inventory
 from nnplug.inventory.old_style import to_new_style
 from nnplug.inventory.patterns import _expression, find_files, read_table
+from nnplug.processes.case_pool import Pool
 from support.inventories import make_case, save_image
 
 POOL = Pool(0)

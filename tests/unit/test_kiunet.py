@@ -16,8 +16,8 @@ import nnplug
 import pytest
 import torch
 from nnplug import NnplugError
-from nnplug.network import configure_plans, dry_run
-from nnplug.trainer import build_trainer_class
+from nnplug.networks.network import configure_plans, dry_run
+from nnplug.training.trainer import build_trainer_class
 from nnplug_kiunet.blocks import CrossResidualFusion, Layers
 from nnplug_kiunet.ki_branch import plan_ki_branch
 from nnplug_kiunet.network import KiUNet

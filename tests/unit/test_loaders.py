@@ -19,8 +19,8 @@ import torch
 from batchgenerators.dataloading.data_loader import DataLoader
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnplug.errors import NnplugError
-from nnplug.loaders import Augmenter, SerialAugmenter, WorkerDiedError, build_augmenters, worker_seeds
-from nnplug.worker_failures import describe_exception, describe_exit
+from nnplug.training.loaders import Augmenter, SerialAugmenter, WorkerDiedError, build_augmenters, worker_seeds
+from nnplug.training.worker_failures import describe_exception, describe_exit
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nnplug import fold_folder, json_files
-from nnplug.differences import list_differences
+from nnplug.composition.differences import list_differences
 from nnplug.errors import NnplugError
-from nnplug.fold_folder import (
+from nnplug.files import json_files
+from nnplug.models.model_folder import Manifest, check_claim, claim, differences
+from nnplug.training import fold_folder
+from nnplug.training.fold_folder import (
     FoldRecord,
     begins_with_weights,
     check_fold,
@@ -31,7 +33,6 @@ from nnplug.fold_folder import (
     set_aside,
     write_result,
 )
-from nnplug.model_folder import Manifest, check_claim, claim, differences
 
 CONFIG = {"name": "small_net", "description": "A net.", "num_epochs": 100, "loss_fn": {"use": "a.b:C", "weight": 1.0}}
 PLANS = {"plans_name": "p", "configurations": {"2d": {"patch_size": [40, 56], "batch_size": 9}}}
@@ -475,7 +476,7 @@ def test_result_survives_its_file_with_null_for_nan(tmp_path: Path) -> None:
 HOLD_LOCK = textwrap.dedent("""
     import os, sys, time
     from pathlib import Path
-    from nnplug.fold_folder import fold_lock
+    from nnplug.training.fold_folder import fold_lock
     with fold_lock(Path(sys.argv[1])):
         if len(sys.argv) > 2:  # a data worker, forked while the lock is held
             worker = os.fork()
@@ -575,6 +576,6 @@ def test_fold_that_can_not_be_moved_is_told(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_no_torch_is_imported() -> None:
-    script = "import sys, nnplug.model_folder; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    script = "import sys, nnplug.models.model_folder; print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from nnplug import NnplugError
 from nnplug.cli import build_parser, main
-from nnplug.model_selection import find_best
+from nnplug.evaluation.model_selection import find_best
 from support.datasets import _threads_for_processes, environment
 from support.predictions import write_preprocessed, write_validated_model
 

@@ -10,10 +10,10 @@ import nnplug
 import nnplug_monai
 import pytest
 import torch
+from nnplug.composition.references import load
 from nnplug.loss_contract import LossContext
-from nnplug.losses import build_loss, supervision_weights
-from nnplug.network import configure_plans, dry_run
-from nnplug.references import load
+from nnplug.networks.network import configure_plans, dry_run
+from nnplug.training.losses import build_loss, supervision_weights
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 SUPERVISED = {"monai_segresnetds", "monai_dynunet", "monai_mednext", "monai_basicunetplusplus"}

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from nnplug import network_diagram
-from nnplug.network_report import save_diagram, summarise, summary_text
+from nnplug.networks import diagram as network_diagram
+from nnplug.networks.report import save_diagram, summarise, summary_text
 from torch import nn
 
 FLOAT = 4
@@ -297,7 +297,7 @@ def test_real_networks_in_less_than_two_seconds(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_diagram_has_few_boxes(name: str) -> None:
-    from nnplug.network_replica import replica_of
+    from nnplug.networks.replica import replica_of
     from torchview import draw_graph
 
     build, input_shape = NETWORKS[name]
@@ -394,6 +394,6 @@ def test_folder_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_importing_imports_neither_torch_nor_torchview() -> None:
-    code = "import sys, nnplug.network_report; print([m for m in ('torch', 'torchview') if m in sys.modules])"
+    code = "import sys, nnplug.networks.report; print([m for m in ('torch', 'torchview') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

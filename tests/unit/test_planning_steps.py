@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nnplug.case_pool import Pool
 from nnplug.errors import NnplugError
 from nnplug.planning.data import PlanningData, find_raw_data, open_inventory
 from nnplug.planning.experiment import PlannerSettings, plan_experiment
 from nnplug.planning.fingerprint import extract_fingerprint
 from nnplug.planning.preprocessing import preprocess, preprocessing_key
 from nnplug.planning.shards import Shard
+from nnplug.processes.case_pool import Pool
 from support import DatasetForTests
 from support.full_disk import largest_file
 from support.inventories import MadeInventory, make_case

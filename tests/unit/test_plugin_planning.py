@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nnplug.case_pool import Pool
 from nnplug.cli import main
+from nnplug.composition.portability import stock_prediction_obstacle
+from nnplug.discovery.registry import Registry
 from nnplug.errors import NnplugError
+from nnplug.models.trained_models import read_model_folder
 from nnplug.planning.classes import OWNERS, find_class, find_preprocessor, with_owners
 from nnplug.planning.data import PlanningData, find_raw_data
 from nnplug.planning.experiment import PlannerSettings, plan_experiment
 from nnplug.planning.preprocessed_case import open_case
 from nnplug.planning.preprocessing import preprocess
-from nnplug.portability import stock_prediction_obstacle
-from nnplug.prediction import predict
-from nnplug.prediction_io import PredictionPlans
-from nnplug.registry import Registry
+from nnplug.prediction.predicting import predict
+from nnplug.prediction.reader_writer import PredictionPlans
+from nnplug.processes.case_pool import Pool
 from nnplug.sharing.requirements import requirements_text
-from nnplug.trained_models import read_model_folder
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -255,7 +255,7 @@ def test_another_version_of_the_plugin_preprocesses_again(
     (info,) = acme.folder.glob("acme-*.dist-info")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.6\n")
     registry = acme.registry()
-    monkeypatch.setattr("nnplug.registry.get_registry", lambda: registry)
+    monkeypatch.setattr("nnplug.discovery.registry.get_registry", lambda: registry)
     assert preprocess(data, "nnUNetPlans", "3d_fullres", Pool(0))
     assert not set(made.values()) & {path.stat().st_mtime_ns for path in cases.glob("*.pkl")}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from nnplug import TrainerConfig
-from nnplug.portability import needed_packages, stock_prediction_obstacle
-from nnplug.registry import Registry
-from nnplug.resolved import ResolvedConfig
+from nnplug.composition.portability import needed_packages, stock_prediction_obstacle
+from nnplug.composition.resolved import ResolvedConfig
+from nnplug.discovery.registry import Registry
 
 
 def resolved(**fields: object) -> ResolvedConfig:

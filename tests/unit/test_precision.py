@@ -9,7 +9,7 @@ import nnplug
 import pytest
 import torch
 from nnplug import TrainerConfig
-from nnplug.trainer import build_trainer_class
+from nnplug.training.trainer import build_trainer_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from support.datasets import DatasetForTests
 

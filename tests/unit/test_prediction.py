@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import torch
 from nnplug.devices import choose_device
 from nnplug.errors import NnplugError
-from nnplug.prediction import choose_processes, predict
+from nnplug.prediction.predicting import choose_processes, predict
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from support.models import make_dataset_json, make_model_folder, make_plans, write_descriptions, write_image
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from nnplug.errors import NnplugError
-from nnplug.prediction_inputs import check_inputs, find_cases, is_complete
-from nnplug.trained_models import ModelFolder, read_model_folder
+from nnplug.models.trained_models import ModelFolder, read_model_folder
+from nnplug.prediction.inputs import check_inputs, find_cases, is_complete
 from support.models import make_dataset_json, make_plans, write_descriptions, write_image
 
 
@@ -240,5 +240,5 @@ def test_probabilities_must_be_whole_too(tmp_path: Path) -> None:
 
 
 def test_the_checks_import_no_torch() -> None:
-    code = "import sys, nnplug.prediction; sys.exit('torch' in sys.modules or 'nnunetv2' in sys.modules)"
+    code = "import sys, nnplug.prediction.predicting; sys.exit('torch' in sys.modules or 'nnunetv2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 from nnplug.errors import NnplugError
-from nnplug.prediction_io import CarefulReaderWriter, PredictionPlans
+from nnplug.prediction.reader_writer import CarefulReaderWriter, PredictionPlans
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from support.models import make_plans, write_image
@@ -27,7 +27,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from nnplug.prediction_io import CarefulReaderWriter
+from nnplug.prediction.reader_writer import CarefulReaderWriter
 
 class KilledWriter(SimpleITKIO):
     def write_seg(self, seg, output_fname, properties):

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from nnplug.errors import NnplugError
-from nnplug.prediction_model import LoadedModel, load_model
-from nnplug.trained_models import read_model_folder
+from nnplug.models.trained_models import read_model_folder
+from nnplug.prediction.model import LoadedModel, load_model
 from support.models import make_dataset_json, make_model_folder, make_plans, write_checkpoint, write_descriptions
 
 FINAL = "checkpoint_final.pth"
@@ -278,7 +278,7 @@ def test_folds_of_other_configurations(tmp_path: Path) -> None:
 def test_a_fold_of_other_plans_or_data(tmp_path: Path, what: str, change: dict[str, Any]) -> None:
     folder = make_model_folder(tmp_path, folds=(0, 1))
     plans, dataset_json = make_plans(), make_dataset_json()
-    from nnplug.network import deep_merge
+    from nnplug.networks.network import deep_merge
 
     plans["configurations"]["3d_fullres"] = deep_merge(plans["configurations"]["3d_fullres"], change)
     if what == "number of channels":

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from nnplug import progress_plot
-from nnplug.progress import ThrottledPlot, TrainingProgress, duration_text
-from nnplug.progress_plot import PLOTTED_KEYS, plot_progress
+from nnplug.training import progress_plot
+from nnplug.training.progress import ThrottledPlot, TrainingProgress, duration_text
+from nnplug.training.progress_plot import PLOTTED_KEYS, plot_progress
 from rich.file_proxy import FileProxy
 
 
@@ -604,7 +604,8 @@ def test_full_disk_keeps_the_picture_before(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("setup", ["", "import matplotlib; matplotlib.rcParams['backend'] = 'tkagg'"])
 def test_plotting_needs_no_pyplot(setup: str, tmp_path: Path) -> None:
     code = (
-        f"import sys\n{setup}\nfrom nnplug.progress_plot import plot_progress, PLOTTED_KEYS\nfrom pathlib import Path\n"
+        f"import sys\n{setup}\nfrom pathlib import Path\n"
+        "from nnplug.training.progress_plot import plot_progress, PLOTTED_KEYS\n"
         "plot_progress({key: [1.0, 2.0] for key in PLOTTED_KEYS}, Path(sys.argv[1]))\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from nnplug import Component, NnplugError
-from nnplug.recipes import read_file_recipe, read_recipe
-from nnplug.registry import Registry
+from nnplug.composition.recipes import read_file_recipe, read_recipe
+from nnplug.discovery.registry import Registry
 
 WHOLE = """
 name = "paper"

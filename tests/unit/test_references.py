@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 from nnplug import NnplugError
-from nnplug.references import FileReference, describe, import_string, load, load_dotted
+from nnplug.composition.references import FileReference, describe, import_string, load, load_dotted
 from support.plugin_packages import PluginSite, trainers
 
 PLUGIN = """
@@ -141,7 +141,7 @@ def test_everything_can_be_described() -> None:
 
 
 @pytest.mark.parametrize(
-    "ref", ["os:system", "subprocess:call", "builtins:exec", "numpy:load", "nnplug.references:load"]
+    "ref", ["os:system", "subprocess:call", "builtins:exec", "numpy:load", "nnplug.composition.references:load"]
 )
 def test_a_file_may_not_name_other_packages(ref: str) -> None:
     assert refused(ref) == (
@@ -201,7 +201,7 @@ def test_all_packages_of_a_plugin_distribution_count(installed: PluginSite) -> N
     assert "outside" in refused("acme_more:build")
     record = installed.folder / "acme_nets-1.0.dist-info" / "RECORD"
     record.write_text("acme_nets/__init__.py,,\nacme_more/__init__.py,,\n")
-    from nnplug.registry import get_registry
+    from nnplug.discovery.registry import get_registry
 
     get_registry().__dict__.pop("packages")
     assert load("acme_more:build", trusted=False)() == 1
@@ -209,7 +209,7 @@ def test_all_packages_of_a_plugin_distribution_count(installed: PluginSite) -> N
 
 TORCH = """
 from nnplug import NnplugError
-from nnplug.references import load
+from nnplug.composition.references import load
 TRAINER = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
 for ref in (
     "torch.nn:MSELoss", "torch.optim:AdamW", "torch.optim.lr_scheduler:CosineAnnealingLR", TRAINER + ":nnUNetTrainer",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from nnplug import NnplugError, TrainerConfig
-from nnplug.registry import PluginRecord, Registry, UnknownTrainerError, get_registry, natural_key
+from nnplug.discovery.registry import PluginRecord, Registry, UnknownTrainerError, get_registry, natural_key
 from support.plugin_packages import PluginSite, trainers
 
 UNET = "name='unet_r', network_builder='plug.net:Net'"

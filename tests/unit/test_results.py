@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nnplug.results import combine, fold_result, with_results_dir
+from nnplug.models.results import combine, fold_result, with_results_dir
 
 
 def result(folder: Path, fold: int, dice: float, checkpoint: str | None = "checkpoint_final.pth") -> dict[str, Any]:

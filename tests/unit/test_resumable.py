@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 from nnplug import NnplugError
-from nnplug.checkpoint import load, save
-from nnplug.checkpointing import CheckpointingTrainer
-from nnplug.interrupts import TrainingInterrupted
-from nnplug.trainer import build_trainer_class
+from nnplug.models.checkpoint import load, save
+from nnplug.training.checkpointing import CheckpointingTrainer
+from nnplug.training.interrupts import TrainingInterrupted
+from nnplug.training.trainer import build_trainer_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from support.datasets import DatasetForTests
 from support.plugin_packages import PluginSite
@@ -194,7 +194,7 @@ def test_the_latest_checkpoint_is_written_when_five_minutes_have_passed(
     saved: list[tuple[str, int]] = []
     monkeypatch.setattr(Clock, "now", 1000.0)
     for module in ("resumable", "checkpointing"):
-        monkeypatch.setattr(f"nnplug.{module}.time", lambda: Clock.now)
+        monkeypatch.setattr(f"nnplug.training.{module}.time", lambda: Clock.now)
     write = CheckpointingTrainer._write
     monkeypatch.setattr(
         CheckpointingTrainer,

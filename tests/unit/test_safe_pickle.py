@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from nnplug import NnplugError
-from nnplug.plain_values import number
-from nnplug.postprocessing import read_postprocessing
-from nnplug.safe_pickle import read_pickle
+from nnplug.files.safe_pickle import read_pickle
+from nnplug.models.plain_values import number
+from nnplug.prediction.postprocessing import read_postprocessing
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 
 NAME = "nnunetv2.postprocessing.remove_connected_components.remove_all_but_largest_component_from_segmentation"

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from nnplug import NnplugError
 from nnplug.cli import main
-from nnplug.model_folder import Manifest
+from nnplug.models.model_folder import Manifest
+from nnplug.models.trained_models import list_models
 from nnplug.sharing.exporting import export_models
 from nnplug.sharing.installing import install_models
 from nnplug.sharing.members import MAX_FILES, find_problem
-from nnplug.trained_models import list_models
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 from support.models import make_dataset_json, make_plans
 from support.predictions import write_validated_model

@@ -10,7 +10,7 @@ from functools import reduce
 from pathlib import Path
 
 import pytest
-from nnplug.signatures import Signature, read_signature
+from nnplug.composition.signatures import Signature, read_signature
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from nnplug import NnplugError
-from nnplug.references import load
-from nnplug.registry import Registry
-from nnplug.stock_names import STOCK_FOLDER, external_trainers, fields_set_by, find_trainer, stock_trainers
+from nnplug.composition.references import load
+from nnplug.discovery.registry import Registry
+from nnplug.discovery.stock_names import STOCK_FOLDER, external_trainers, fields_set_by, find_trainer, stock_trainers
 
 VARIANTS = "nnunetv2.training.nnUNetTrainer.variants"
 
@@ -106,7 +106,7 @@ def test_the_class_that_decides_is_named() -> None:
 def test_reading_agrees_with_the_classes_themselves() -> None:
     code = f"""
 import importlib, json
-from nnplug.stock_names import fields_set_by, stock_trainers
+from nnplug.discovery.stock_names import fields_set_by, stock_trainers
 for name, trainer in stock_trainers().items():
     if not trainer.reference.startswith({VARIANTS!r}) or "competitions" in trainer.reference:
         continue
@@ -119,7 +119,10 @@ print("agreed")
 
 
 def test_reading_imports_nothing() -> None:
-    code = "import sys, nnplug.stock_names as s; s.stock_trainers(); print([m for m in sys.modules if 'nnunet' in m])"
+    code = (
+        "import sys, nnplug.discovery.stock_names as names; names.stock_trainers(); "
+        "print([m for m in sys.modules if 'nnunet' in m])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import nnplug
 import pytest
 from nnplug import NnplugError
-from nnplug.references import load
+from nnplug.composition.references import load
 from support.stock_trainers import stock_class_modules
 
 ROOT = Path(__file__).resolve().parents[2]

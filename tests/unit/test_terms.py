@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from nnplug import NnplugError
-from nnplug.terms import MAX_NAME_BYTES, Assignment, NameTerm, canonical_name, parse
+from nnplug.composition.terms import MAX_NAME_BYTES, Assignment, NameTerm, canonical_name, parse
 
 
 def test_names_and_assignments() -> None:

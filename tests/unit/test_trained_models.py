@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 from nnplug.errors import NnplugError
-from nnplug.trained_models import ModelFolder, choose_folds, find_model_folder, read_model_folder, unfinished_folds
+from nnplug.models.trained_models import (
+    ModelFolder,
+    choose_folds,
+    find_model_folder,
+    read_model_folder,
+    unfinished_folds,
+)
 from support.models import make_dataset_json, make_plans, write_descriptions
 
 FINAL = "checkpoint_final.pth"

@@ -13,8 +13,8 @@ import torch
 from nnplug import NnplugError
 from nnplug.cli import main
 from nnplug.devices import choose_training_device
-from nnplug.fold_training import load_pretrained
-from nnplug.training import choose_folds, count_gpus, train
+from nnplug.training.fold_training import load_pretrained
+from nnplug.training.training import choose_folds, count_gpus, train
 from support.datasets import DatasetForTests
 
 

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from nnplug import NnplugError, TrainingEvent
-from nnplug.interrupts import TrainingInterrupted
 from nnplug.planning.data import find_raw_data
 from nnplug.planning.data_record import write_record
 from nnplug.planning.experiment import find_planner
 from nnplug.planning.folder_use import FolderUse
+from nnplug.training.interrupts import TrainingInterrupted
 from support.datasets import DatasetForTests
 from support.full_disk import largest_file
 from support.inventories import MadeInventory, make_case, save_image

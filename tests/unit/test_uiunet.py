@@ -15,8 +15,8 @@ import nnplug
 import pytest
 import torch
 from nnplug import NnplugError
-from nnplug.network import configure_plans
-from nnplug.trainer import build_trainer_class
+from nnplug.networks.network import configure_plans
+from nnplug.training.trainer import build_trainer_class
 from nnplug_uiunet.blocks import Grid, InteractiveCrossAttention, Layers, ResidualUBlock
 from nnplug_uiunet.network import UIUNet
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module

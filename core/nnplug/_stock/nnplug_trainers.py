@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
         AttributeError: not a name of nnplug; nnU-Net goes on looking elsewhere.
         NnplugError: a composition that is wrong, with what to do.
     """
-    from nnplug.registry import UnknownTrainerError, get_registry
+    from nnplug.discovery.registry import UnknownTrainerError, get_registry
 
     registry = get_registry()
     is_composed = "+" in name or "=" in name
@@ -26,6 +26,6 @@ def __getattr__(name: str) -> Any:
         resolved = registry.resolve(name)
     except UnknownTrainerError as error:
         raise AttributeError(str(error)) from error
-    from nnplug.trainer import build_trainer_class
+    from nnplug.training.trainer import build_trainer_class
 
     return build_trainer_class(resolved)

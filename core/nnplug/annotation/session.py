@@ -27,16 +27,16 @@ from filelock import FileLock, Timeout
 
 from nnplug.annotation.classes import AnnotationClass
 from nnplug.annotation.start import segment_middle_slice
-from nnplug.atomic_file import create_file, replace_file, write_error
-from nnplug.case_pool import CaseFailure
 from nnplug.conversion.images import check_same_grid
 from nnplug.conversion.reading import ITK_ENDINGS, TIFF_ENDINGS, Image, read_image, split_ending
 from nnplug.conversion.running import check_written
 from nnplug.conversion.spacing import find_spacing
 from nnplug.conversion.writing import WRITTEN_AS, side_cars, write_voxels
 from nnplug.errors import NnplugError
+from nnplug.files.atomic_file import create_file, replace_file, write_error
 from nnplug.image_headers import UnreadableImageError
 from nnplug.inventory.problems import shortened
+from nnplug.processes.case_pool import CaseFailure
 
 
 @dataclass

@@ -44,8 +44,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, one trainer after the other."""
     from nnplug.cli import stdout_for_json
+    from nnplug.discovery.registry import get_registry
     from nnplug.errors import NnplugError
-    from nnplug.registry import get_registry
 
     if bool(args.names) == args.all:
         raise NnplugError("Which trainer? Give names as after -tr, or --all for every registered one.")

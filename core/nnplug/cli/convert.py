@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnplug.case_pool import Pool
     from nnplug.conversion.running import Outcome
+    from nnplug.processes.case_pool import Pool
 
 EXAMPLE = """examples:
   nnplug convert msd -i Task04_Hippocampus
@@ -301,8 +301,8 @@ def _spacing(args: argparse.Namespace) -> dict[str, float] | None:
 
 
 def _pool(args: argparse.Namespace) -> Pool:
-    from nnplug.case_pool import Pool, choose_num_processes
     from nnplug.conversion.running import PRELOAD
+    from nnplug.processes.case_pool import Pool, choose_num_processes
 
     number = choose_num_processes(args.num_processes, os.cpu_count() or 1, 1 << 30)
     return Pool(number, progress_bar=not args.no_pbar, preload=PRELOAD)

@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from nnplug.cli import import_quickly
 
-    outputs = import_quickly("nnplug.ensembling").ensemble(
+    outputs = import_quickly("nnplug.prediction.ensembling").ensemble(
         args.inputs,
         args.output,
         save_probabilities=args.save_npz,

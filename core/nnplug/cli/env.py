@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 def folders(present: str) -> str:
     """nnplug's folder in front of the folders that the variable holds already."""
-    from nnplug.stock_names import STOCK_FOLDER
+    from nnplug.discovery.stock_names import STOCK_FOLDER
 
     ours = str(STOCK_FOLDER)
     kept = [folder for folder in present.split(os.pathsep) if folder.strip() and folder != ours]

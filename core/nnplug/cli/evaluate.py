@@ -58,7 +58,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from nnplug.cli import import_quickly, stdout_for_json
     from nnplug.cli.inventory import set_folders
-    from nnplug.json_files import as_plain_json
+    from nnplug.files.json_files import as_plain_json
 
     set_folders(args)
     output = args.output

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     set_folders(args)
     with stdout_for_json(args.json):
-        selection = import_quickly("nnplug.model_selection")
+        selection = import_quickly("nnplug.evaluation.model_selection")
         result = selection.find_best(
             args.dataset,
             trainers=args.trainers,

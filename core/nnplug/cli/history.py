@@ -74,8 +74,8 @@ def _plot(histories: dict[Path, History], path: Path) -> None:
 
 
 def _print_json(histories: dict[Path, History]) -> None:
+    from nnplug.files.json_files import as_plain_json
     from nnplug.history.folds import label_folds
-    from nnplug.json_files import as_plain_json
 
     runs = [
         {**label, "sources": [str(path) for path in history.sources], "epochs": history.rows}

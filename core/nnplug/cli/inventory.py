@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnplug.case_pool import Pool
     from nnplug.inventory.checking import CaseReport
     from nnplug.inventory.loading import Inventory
     from nnplug.planning.data import PlanningData
+    from nnplug.processes.case_pool import Pool
 
 EXAMPLE = """example:
   nnplug inventory make scans -o inventory.json --images '{case}/t1.nii.gz' '{case}/flair.nii.gz' \\
@@ -137,7 +137,7 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def _pool(args: argparse.Namespace, num_cases: int) -> Pool:
-    from nnplug.case_pool import Pool, choose_num_processes
+    from nnplug.processes.case_pool import Pool, choose_num_processes
 
     number = choose_num_processes(args.num_processes, os.cpu_count() or 1, num_cases)
     return Pool(number, progress_bar=not args.no_pbar, preload=_PRELOAD)

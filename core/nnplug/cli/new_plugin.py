@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the package and say what comes next."""
-    from nnplug.terms import normalise_distribution
+    from nnplug.composition.terms import normalise_distribution
 
     folder = write_package(args.name, args.folder)
     module = normalise_distribution(args.name).replace("-", "_")
@@ -76,7 +76,7 @@ def write_package(name: str, parent: Path) -> Path:
         NnplugError: no name for a package, a name that is taken, or the folder is there already.
     """
     from nnplug import API_VERSION, __version__
-    from nnplug.terms import normalise_distribution
+    from nnplug.composition.terms import normalise_distribution
 
     distribution = normalise_distribution(name)
     module = distribution.replace("-", "_")

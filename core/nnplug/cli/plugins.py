@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnplug.registry import PluginRecord
+    from nnplug.discovery.registry import PluginRecord
 
 EXAMPLE = """example:
   nnplug plugins
@@ -23,7 +23,7 @@ import json, sys
 path, name, distribution = json.loads(sys.argv[1])
 sys.path[:] = path
 from importlib.metadata import entry_points
-from nnplug.registry import GROUP, Registry
+from nnplug.discovery.registry import GROUP, Registry
 Registry([entry for entry in entry_points(group=GROUP) if entry.name == name and entry.dist.name == distribution])
 print(json.dumps([module for module in %r if module in sys.modules]))
 """
@@ -44,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List."""
-    from nnplug.registry import get_registry
+    from nnplug.discovery.registry import get_registry
 
     rows = []
     for record in get_registry().plugins:

@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from nnplug.cli import import_quickly
 
-    outputs = import_quickly("nnplug.postprocessing").postprocess(
+    outputs = import_quickly("nnplug.prediction.postprocessing").postprocess(
         args.inputs,
         args.output,
         args.pp_pkl_file,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnplug.cli import stdout_for_json
-from nnplug.interrupts import ignore_signals
+from nnplug.training.interrupts import ignore_signals
 
 EXAMPLE = """example:
   nnplug predict -i imagesTs -o predictions -d 4 -c 3d_fullres -tr monai_segresnet+num_epochs=250
@@ -138,9 +138,9 @@ def _end_workers_on_signals() -> None:
 def _predict(args: argparse.Namespace) -> dict[str, Any]:
     from nnplug.cli import import_quickly
 
-    predict = import_quickly("nnplug.prediction").predict
+    predict = import_quickly("nnplug.prediction.predicting").predict
     from nnplug.cli.inventory import choose_inputs
-    from nnplug.trained_models import choose_folds, find_model_folder
+    from nnplug.models.trained_models import choose_folds, find_model_folder
 
     choose_inputs(args)
     if "dataset" in args:

@@ -67,7 +67,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from nnplug.errors import NnplugError
-    from nnplug.interrupts import TrainingInterrupted
+    from nnplug.training.interrupts import TrainingInterrupted
 
     _stop_on_signals()
     # nnU-Net reads this when it is imported, and starts as many processes that each import torch
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _stop_on_signals() -> None:
     """What interrupts the work on the data; a training has its own way. Ctrl-C stops that work at once."""
-    from nnplug.interrupts import SIGNALS, TrainingInterrupted
+    from nnplug.training.interrupts import SIGNALS, TrainingInterrupted
 
     def stop(number: int, _frame: object) -> None:
         name = signal.Signals(number).name

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from nnplug.errors import NnplugError
 
 if TYPE_CHECKING:
-    from nnplug.component import Component
-    from nnplug.resolved import Origin, ResolvedConfig
+    from nnplug.composition.component import Component
+    from nnplug.composition.resolved import Origin, ResolvedConfig
 
 EXAMPLE = """example:
   nnplug show monai_segresnet+num_epochs=100
@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show."""
-    from nnplug.registry import get_registry
+    from nnplug.discovery.registry import get_registry
 
     resolved = get_registry().resolve(args.name, trust_code=args.trust_code)
     report = describe_trainer(resolved)
@@ -55,12 +55,12 @@ def run(args: argparse.Namespace) -> int:
 
 def describe_trainer(resolved: ResolvedConfig) -> dict[str, Any]:
     """What the command tells, as plain values."""
-    from nnplug.component import Component
-    from nnplug.fields import FIELDS, SETTINGS
-    from nnplug.layers import leaves
-    from nnplug.portability import needed_packages, stock_prediction_obstacle
-    from nnplug.resolved import plain
-    from nnplug.stock_names import fields_set_by
+    from nnplug.composition.component import Component
+    from nnplug.composition.fields import FIELDS, SETTINGS
+    from nnplug.composition.layers import leaves
+    from nnplug.composition.portability import needed_packages, stock_prediction_obstacle
+    from nnplug.composition.resolved import plain
+    from nnplug.discovery.stock_names import fields_set_by
 
     config = resolved.config
     values = {name: getattr(config, name) for name in SETTINGS if getattr(config, name) is not None}
@@ -94,9 +94,9 @@ def _more_settings(field: str, component: Component) -> dict[str, str]:
     Raises:
         NnplugError: it is given a setting that it does not have, as a training would say.
     """
-    from nnplug.checks import did_you_mean
-    from nnplug.references import describe
-    from nnplug.signatures import read_signature
+    from nnplug.composition.checks import did_you_mean
+    from nnplug.composition.references import describe
+    from nnplug.composition.signatures import read_signature
 
     signature = read_signature(component.target)
     if signature is None:
@@ -173,8 +173,8 @@ def _settings(key: str, row: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def _value(key: str, value: Any) -> str:
-    from nnplug.fields import FIELDS
-    from nnplug.values import format_value
+    from nnplug.composition.fields import FIELDS
+    from nnplug.composition.values import format_value
 
     if isinstance(value, dict):
         return str(value["repr"] if "repr" in value else value["use"] if "use" in value else json.dumps(value))
@@ -182,7 +182,7 @@ def _value(key: str, value: Any) -> str:
 
 
 def _default(key: str) -> str:
-    from nnplug.fields import FIELDS
+    from nnplug.composition.fields import FIELDS
 
     return FIELDS[key].stock
 

@@ -136,9 +136,9 @@ def _strata(data: PlanningData, text: str | None) -> dict[str, str] | None:
         from nnplug.planning.splits import read_groups
 
         return read_groups(text, cases, "--stratify")
-    from nnplug.case_pool import Pool, choose_num_processes
     from nnplug.inventory.checking import check_cases
     from nnplug.inventory.problems import raise_problems
+    from nnplug.processes.case_pool import Pool, choose_num_processes
 
     pool = Pool(choose_num_processes(None, os.cpu_count() or 1, len(cases)), preload=_PRELOAD)
     reports, problems = check_cases(data.inventory, pool, voxels=True)

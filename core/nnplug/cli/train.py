@@ -77,7 +77,7 @@ def add_trainer_argument(parser: argparse.ArgumentParser, default: str | None = 
 def run(args: argparse.Namespace) -> int:
     from nnplug.cli.inventory import choose_training_data
     from nnplug.errors import NnplugError
-    from nnplug.interrupts import TrainingInterrupted
+    from nnplug.training.interrupts import TrainingInterrupted
 
     choose_training_data(args)
     if not args.fold and not args.all_data:
@@ -93,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({"status": "interrupted", "message": str(interrupted)}))
         raise
-    from nnplug.fold_folder import RESULT_NAME
-    from nnplug.results import combine, with_results_dir
+    from nnplug.models.results import combine, with_results_dir
+    from nnplug.training.fold_folder import RESULT_NAME
 
     result = with_results_dir(combine(results), args.results_dir)
     if args.json:
@@ -119,7 +119,7 @@ def _train(args: argparse.Namespace) -> list[dict[str, Any]]:
     from nnplug.cli import import_quickly
     from nnplug.errors import NnplugError
 
-    train = import_quickly("nnplug.training").train
+    train = import_quickly("nnplug.training.training").train
     import torch
 
     if args.use_compressed:

@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List."""
-    from nnplug.registry import get_registry
+    from nnplug.discovery.registry import get_registry
 
     registry = get_registry()
     rows = _select(_registered() + (_stock() if args.stock else []), args.pattern)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _select(rows: list[dict[str, Any]], pattern: str | None) -> list[dict[str, Any]]:
     """The rows whose name matches, then those with a word of their description that begins with the pattern."""
-    from nnplug.registry import matching
+    from nnplug.discovery.registry import matching
 
     if not pattern:
         return rows
@@ -75,8 +75,8 @@ def _bare(row: dict[str, Any]) -> str:
 
 
 def _registered() -> list[dict[str, Any]]:
-    from nnplug.registry import get_registry
-    from nnplug.terms import normalise_distribution
+    from nnplug.composition.terms import normalise_distribution
+    from nnplug.discovery.registry import get_registry
 
     registry = get_registry()
     rows = []
@@ -99,8 +99,8 @@ def _registered() -> list[dict[str, Any]]:
 
 
 def _stock() -> list[dict[str, Any]]:
-    from nnplug.registry import natural_key, stock_registration
-    from nnplug.stock_names import external_trainers, stock_trainers
+    from nnplug.discovery.registry import natural_key, stock_registration
+    from nnplug.discovery.stock_names import external_trainers, stock_trainers
 
     known = {**external_trainers(), **stock_trainers()}
     rows = []

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnplug.case_pool import CaseFailure, Pool
 from nnplug.conversion.reading import Image, read_image
 from nnplug.conversion.running import Case, Conversion, Outcome, run
 from nnplug.conversion.target import check_description, raw_target, task_name, write_description
@@ -29,6 +28,7 @@ from nnplug.inventory.case_check import CheckSettings, byte_problems, check_head
 from nnplug.inventory.loading import CaseFiles
 from nnplug.inventory.old_style import to_new_style
 from nnplug.inventory.problems import Problem, raise_problems
+from nnplug.processes.case_pool import CaseFailure, Pool
 
 _ENDING = ".nii.gz"
 #: Keys of the Decathlon that list files, which nnU-Net finds by their names.

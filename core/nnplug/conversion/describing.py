@@ -8,9 +8,9 @@ from typing import Any
 
 from nnplug.conversion.target import check_description
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import write_json
 from nnplug.inventory.patterns import find_files
 from nnplug.inventory.problems import raise_problems
-from nnplug.json_files import write_json
 
 
 def describe_raw_folder(

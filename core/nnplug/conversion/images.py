@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnplug.case_pool import CaseFailure, Pool
 from nnplug.conversion.reading import Image, read_image
 from nnplug.conversion.running import Case, Conversion, Outcome, run
 from nnplug.conversion.spacing import find_spacing
@@ -20,6 +19,7 @@ from nnplug.inventory.loading import CaseFiles, Inventory
 from nnplug.inventory.making import write_inventory
 from nnplug.inventory.patterns import FoundFiles, default_patterns, find_files, read_table
 from nnplug.inventory.problems import raise_problems
+from nnplug.processes.case_pool import CaseFailure, Pool
 
 
 @dataclass(frozen=True)

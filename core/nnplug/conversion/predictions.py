@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from nnplug.case_pool import CaseFailure, Pool
 from nnplug.conversion.reading import Image, read_image, split_ending
 from nnplug.conversion.running import Case, Conversion, Outcome, run
 from nnplug.conversion.spacing import find_spacing
 from nnplug.conversion.writing import TARGET_ENDINGS, WRITTEN_AS, Output, geometry_file, write_voxels
 from nnplug.errors import NnplugError
 from nnplug.inventory.problems import Problem, raise_problems
+from nnplug.processes.case_pool import CaseFailure, Pool
 
 #: MetaImage stores every digit of the geometry; a TIFF has it in the file beside it.
 ENDINGS = (".mha", ".tif")

@@ -18,15 +18,15 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from nnplug.atomic_file import write_error
-from nnplug.case_pool import CaseFailure, Pool
 from nnplug.conversion.writing import Output
 from nnplug.errors import NnplugError
+from nnplug.files.atomic_file import write_error
+from nnplug.files.json_files import as_plain_json
 from nnplug.image_headers import UnreadableImageError
 from nnplug.inventory import rules
 from nnplug.inventory.problems import Problem, count, raise_problems, shortened
-from nnplug.json_files import as_plain_json
 from nnplug.planning.disk import flush_to_disk, telling_when_full
+from nnplug.processes.case_pool import CaseFailure, Pool
 
 LOG = ".nnplug_conversion.jsonl"
 _LOCK = ".nnplug_conversion.lock"

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from nnplug.case_pool import CaseFailure, Pool
 from nnplug.conversion.images import check_same_grid, read_with_spacing
 from nnplug.conversion.reading import Image, read_image
 from nnplug.conversion.running import Case, Conversion, Outcome, run
@@ -26,6 +25,7 @@ from nnplug.conversion.writing import TARGET_ENDINGS, Output, image_outputs, lab
 from nnplug.errors import NnplugError
 from nnplug.inventory.patterns import find_files
 from nnplug.inventory.problems import raise_problems
+from nnplug.processes.case_pool import CaseFailure, Pool
 
 #: nnU-Net's channel names that choose a normalisation, by what the user writes.
 NORMALIZATIONS = ("noNorm", "zscore", "rescale_to_0_1", "rgb_to_0_1")

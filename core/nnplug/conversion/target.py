@@ -10,9 +10,9 @@ from typing import Any
 
 from nnplug.datasets import environment_folder
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import write_json
 from nnplug.inventory import rules
 from nnplug.inventory.problems import raise_problems
-from nnplug.json_files import write_json
 from nnplug.planning.data import dataset_name
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nnplug.case_pool import CaseFailure
 from nnplug.conversion.reading import Image
+from nnplug.processes.case_pool import CaseFailure
 
 #: What nnU-Net reads and writes.
 TARGET_ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", ".tif", ".png")

@@ -13,7 +13,7 @@ from typing import Any
 
 from nnplug.datasets import read_json
 from nnplug.errors import NnplugError
-from nnplug.json_files import write_json
+from nnplug.files.json_files import write_json
 
 STATE = "demo.json"
 NUM_PROCESSES = 2

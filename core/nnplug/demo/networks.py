@@ -7,9 +7,9 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnplug.network import configure_plans
-from nnplug.network_from_plans import build_from_plans, build_uninitialised
-from nnplug.registry import get_registry
+from nnplug.discovery.registry import get_registry
+from nnplug.networks.from_plans import build_from_plans, build_uninitialised
+from nnplug.networks.network import configure_plans
 
 
 def build_network(plans: Mapping[str, Any], configuration: str, dataset_json: dict[str, Any]) -> Any:

@@ -18,8 +18,8 @@ from nnplug.demo.folder import NUM_PROCESSES, DemoFolder, check_raw_dataset
 from nnplug.demo.held_out import HeldOutCase, choose_held_out, link_images
 from nnplug.demo.networks import count_parameters, smallest_network
 from nnplug.demo.report import draw_picture, mean_dice, table_text
-from nnplug.json_files import write_json
-from nnplug.registry import get_registry
+from nnplug.discovery.registry import get_registry
+from nnplug.files.json_files import write_json
 
 PLANS = "nnUNetPlans"
 FOLD = 0
@@ -236,7 +236,7 @@ class Demo:
 
     def train(self, trainer: DemoTrainer) -> None:
         """Train and validate one fold."""
-        from nnplug.training import train
+        from nnplug.training.training import train
 
         fold = self.model_folder(trainer) / f"fold_{FOLD}"
 
@@ -266,7 +266,7 @@ class Demo:
 
     def predict(self, trainer: DemoTrainer, cases: list[HeldOutCase]) -> None:
         """Predict the held-out cases with one trainer's model."""
-        from nnplug.prediction import predict
+        from nnplug.prediction.predicting import predict
 
         target, ending = self.predictions(trainer), self.dataset_json["file_ending"]
         shown = self.folder.shown

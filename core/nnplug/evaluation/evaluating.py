@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnplug.atomic_file import replace_file
-from nnplug.case_pool import Pool, choose_num_processes
-from nnplug.descriptions import Descriptions, read_descriptions
 from nnplug.errors import NnplugError
 from nnplug.evaluation.folders import Pairs, find_fold, find_folders, find_pairs, geometry_problems
 from nnplug.evaluation.tables import csv_text
+from nnplug.files.atomic_file import replace_file
+from nnplug.files.json_files import as_plain_json, write_json
 from nnplug.inventory.problems import Problem, raise_problems
-from nnplug.json_files import as_plain_json, write_json
+from nnplug.models.descriptions import Descriptions, read_descriptions
+from nnplug.processes.case_pool import Pool, choose_num_processes
 
 if TYPE_CHECKING:
     from nnplug.evaluation.measures import MeasureSettings

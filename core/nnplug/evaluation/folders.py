@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import read_json
 from nnplug.image_headers import (
     ROUNDED_SPACING_TOLERANCE,
     ImageHeader,
@@ -16,8 +17,7 @@ from nnplug.image_headers import (
     read_header,
 )
 from nnplug.inventory.problems import Problem, raise_problems
-from nnplug.json_files import read_json
-from nnplug.trained_models import read_model_folder
+from nnplug.models.trained_models import read_model_folder
 
 Pairs = dict[str, tuple[Path, Path]]
 

@@ -22,7 +22,7 @@ import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, region_or_label_to_mask
 
-from nnplug.case_pool import CaseFailure
+from nnplug.processes.case_pool import CaseFailure
 
 Mask = np.ndarray
 _IOU_OF_A_MATCH = 0.5  # above it, an object can match only one other: no assignment is needed

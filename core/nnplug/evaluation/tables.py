@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from nnplug.json_files import as_plain_json
+from nnplug.files.json_files import as_plain_json
 
 _SHOWN = ("Dice", "IoU", "surface_dice", "HD95_mm", "PQ", "instance_F1", "instances_ref", "instances_pred")
 _WIDTH_WITHOUT_TERMINAL = 200

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnplug.atomic_file import replace_file
 from nnplug.errors import NnplugError
+from nnplug.files.atomic_file import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,11 +15,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nnplug.atomic_file import replace_file
 from nnplug.datasets import foreground_names
 from nnplug.errors import NnplugError
+from nnplug.files.atomic_file import replace_file
+from nnplug.files.json_files import read_json
 from nnplug.history.log import LoggedEpoch, read_logs
-from nnplug.json_files import read_json
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_previous.pth")
 _KEYS = {
@@ -148,7 +148,7 @@ def _newest_logging(fold_folder: Path, messages: list[str]) -> tuple[Path | None
 
 
 def _logging_of(path: Path) -> dict[str, list[Any]]:
-    from nnplug.checkpoint import load
+    from nnplug.models.checkpoint import load
 
     logging = load(path, read_weights=False).get("logging")
     if not isinstance(logging, dict) or not logging.keys() >= _KEYS:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnplug.case_pool import Pool
 from nnplug.image_headers import UnreadableImageError
 from nnplug.inventory import rules
 from nnplug.inventory.case_check import CheckSettings, Headers, check_headers, check_voxels
@@ -15,6 +14,7 @@ from nnplug.inventory.loading import CaseFiles, Inventory
 from nnplug.inventory.overview import draw_case
 from nnplug.inventory.problems import Problem
 from nnplug.inventory.readers import choose_reader
+from nnplug.processes.case_pool import Pool
 
 
 @dataclass(frozen=True)

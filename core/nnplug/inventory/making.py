@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from nnplug.case_pool import Pool
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import write_json
 from nnplug.image_headers import UnreadableImageError, read_header
 from nnplug.inventory import rules
 from nnplug.inventory.loading import CaseFiles, Inventory
@@ -22,7 +22,7 @@ from nnplug.inventory.old_style import to_new_style
 from nnplug.inventory.patterns import FoundFiles, default_patterns, find_files, read_table
 from nnplug.inventory.problems import count, raise_problems, shortened
 from nnplug.inventory.readers import choose_reader
-from nnplug.json_files import write_json
+from nnplug.processes.case_pool import Pool
 
 _MOST_LABELS = 1000
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from nnplug.atomic_file import replace_file
+from nnplug.files.atomic_file import replace_file
 
 SIDE = 160
 _CAPTION = 14

@@ -15,11 +15,11 @@ import nnunetv2
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-from nnplug import registry
+from nnplug.composition.references import load
+from nnplug.composition.terms import normalise_distribution
+from nnplug.discovery import registry
+from nnplug.discovery.plugin_loading import ClassRegistration
 from nnplug.errors import NnplugError
-from nnplug.plugin_loading import ClassRegistration
-from nnplug.references import load
-from nnplug.terms import normalise_distribution
 
 T = TypeVar("T")
 #: Top-level key of plans.

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnplug.atomic_file import replace_file
 from nnplug.datasets import DatasetId, environment_folder, find_dataset
 from nnplug.errors import NnplugError
+from nnplug.files.atomic_file import replace_file
+from nnplug.files.json_files import read_json, write_json
 from nnplug.inventory.loading import Inventory, load_inventory, load_raw_folder
 from nnplug.inventory.problems import Problem, raise_problems
-from nnplug.json_files import read_json, write_json
 from nnplug.planning.disk import telling_when_full
 
 _NAME = re.compile(r"Dataset(\d{3})_(.+)")

@@ -9,9 +9,9 @@ from typing import Any
 
 from nnplug.datasets import read_splits
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import as_plain_json, read_json, write_json
 from nnplug.inventory.file_stats import stat_files
 from nnplug.inventory.problems import count, shortened
-from nnplug.json_files import as_plain_json, read_json, write_json
 from nnplug.planning.data import PlanningData
 
 FILE_NAME = "nnplug_data.json"

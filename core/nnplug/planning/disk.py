@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnplug.atomic_file import write_error
 from nnplug.errors import NnplugError
+from nnplug.files.atomic_file import write_error
 
 _PROBE_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -22,10 +22,10 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
-from nnplug.atomic_file import replace_file
 from nnplug.datasets import read_plans
 from nnplug.errors import NnplugError
-from nnplug.json_files import write_json
+from nnplug.files.atomic_file import replace_file
+from nnplug.files.json_files import write_json
 from nnplug.planning.classes import find_class, list_classes, with_owners
 from nnplug.planning.data import PlanningData, environment, write_dataset_json
 from nnplug.planning.data_record import FINGERPRINT

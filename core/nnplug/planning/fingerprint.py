@@ -23,7 +23,6 @@ from batchgenerators.utilities.file_and_folder_operations import save_json
 from filelock import FileLock
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
-from nnplug.case_pool import CaseFailure, Pool
 from nnplug.errors import NnplugError
 from nnplug.inventory.case_check import CheckSettings, byte_problems, image_problems, label_problems
 from nnplug.inventory.checking import check_cases, settings_of
@@ -35,6 +34,7 @@ from nnplug.planning.data_record import FINGERPRINT, file_states, nnunet_version
 from nnplug.planning.disk import flush_to_disk, telling_when_full
 from nnplug.planning.samples import Samples, keep_for_samples
 from nnplug.planning.shards import WHOLE, Shard
+from nnplug.processes.case_pool import CaseFailure, Pool
 
 _CASES_FOLDER = ".nnplug_fingerprint"
 _ABOUT = "case.json"

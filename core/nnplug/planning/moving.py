@@ -13,8 +13,8 @@ from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datas
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import write_json
 from nnplug.inventory.problems import count
-from nnplug.json_files import write_json
 from nnplug.planning.data import PlanningData, environment, write_dataset_json
 from nnplug.planning.data_record import FINGERPRINT
 from nnplug.planning.plans_file import PlansFile

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nnplug.case_pool import Pool, choose_num_processes
 from nnplug.datasets import read_plans
 from nnplug.errors import NnplugError
 from nnplug.inventory.problems import count
@@ -15,6 +14,7 @@ from nnplug.planning.experiment import PlannerSettings, describe_plans, plan_exp
 from nnplug.planning.fingerprint import extract_fingerprint
 from nnplug.planning.preprocessing import preprocess
 from nnplug.planning.shards import WHOLE, Shard
+from nnplug.processes.case_pool import Pool, choose_num_processes
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 _DEFAULT_PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}

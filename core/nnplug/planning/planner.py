@@ -21,7 +21,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from nnplug.errors import NnplugError
-from nnplug.json_files import as_plain_json
+from nnplug.files.json_files import as_plain_json
 from nnplug.planning.classes import find_class
 from nnplug.planning.data import environment
 from nnplug.planning.data_record import FINGERPRINT

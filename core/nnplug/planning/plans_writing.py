@@ -11,11 +11,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from nnplug.atomic_file import write_error
 from nnplug.datasets import read_json, read_plans
 from nnplug.errors import NnplugError
+from nnplug.files.atomic_file import write_error
+from nnplug.files.json_files import as_plain_json, write_json
 from nnplug.inventory.problems import shortened
-from nnplug.json_files import as_plain_json, write_json
 from nnplug.planning.classes import with_owners
 from nnplug.planning.derivation import Derivation
 from nnplug.planning.plans_file import PlansFile, trained_with

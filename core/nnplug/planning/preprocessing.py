@@ -23,19 +23,19 @@ from typing import Any
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnplug.case_pool import Pool
 from nnplug.datasets import read_plans
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import as_plain_json
 from nnplug.inventory.loading import CaseFiles
 from nnplug.inventory.problems import Problem, count, raise_problems
 from nnplug.inventory.readers import choose_reader
-from nnplug.json_files import as_plain_json
 from nnplug.planning.classes import find_preprocessor, plugin_of_preprocessor
 from nnplug.planning.data import PlanningData, write_dataset_json
 from nnplug.planning.data_record import file_states, nnunet_version
 from nnplug.planning.disk import flush_to_disk, telling_when_full
 from nnplug.planning.ground_truth import write_ground_truth
 from nnplug.planning.shards import WHOLE, Shard
+from nnplug.processes.case_pool import Pool
 
 _UNFINISHED = ".unfinished"
 _DONE = ".done"

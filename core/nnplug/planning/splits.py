@@ -16,10 +16,10 @@ import numpy as np
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from nnplug.atomic_file import replace_file
 from nnplug.errors import NnplugError
+from nnplug.files.atomic_file import replace_file
+from nnplug.files.json_files import as_plain_json, write_json
 from nnplug.inventory.problems import count, shortened
-from nnplug.json_files import as_plain_json, write_json
 from nnplug.planning.data import PlanningData
 
 FILE_NAME = "splits_final.json"

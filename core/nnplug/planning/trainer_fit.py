@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from nnplug import registry
+from nnplug.composition.resolved import ResolvedConfig
 from nnplug.config import TrainerConfig
+from nnplug.discovery import registry
 from nnplug.errors import NnplugError
-from nnplug.network import PatchRefusedError
+from nnplug.networks.network import PatchRefusedError
 from nnplug.planning.data import environment
 from nnplug.planning.derivation import (
     Derivation,
@@ -43,9 +44,8 @@ from nnplug.planning.planner import (
     planner_of,
 )
 from nnplug.planning.plans_file import PlansFile
-from nnplug.resolved import ResolvedConfig
 from nnplug.testing.costs import costs_of
-from nnplug.trainer import build_trainer_class
+from nnplug.training.trainer import build_trainer_class
 
 _MOST_ATTEMPTS = 12
 _MOST_ADAPTATIONS = 4

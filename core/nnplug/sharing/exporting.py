@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from nnplug.atomic_file import replace_file
 from nnplug.errors import NnplugError
-from nnplug.model_folder import MANIFEST_NAME
-from nnplug.sharing.requirements import FILE_NAME, requirements_text
-from nnplug.trained_models import (
+from nnplug.files.atomic_file import replace_file
+from nnplug.models.model_folder import MANIFEST_NAME
+from nnplug.models.trained_models import (
     Fold,
     ModelFolder,
     choose_folds,
@@ -24,6 +23,7 @@ from nnplug.trained_models import (
     list_models,
     read_model_folder,
 )
+from nnplug.sharing.requirements import FILE_NAME, requirements_text
 
 _RESULT_FILES = ("summary.json", "postprocessing.pkl", "postprocessing.json")
 _COMPRESSED = {".pth", ".gz", ".png", ".pdf", ".npz"}
@@ -67,7 +67,7 @@ def export_models(
         configurations: None takes every one that was trained.
         trainer: its terms in any order; None where only one was trained.
         plans: plans identifier.
-        folds: as in :func:`nnplug.trained_models.choose_folds`.
+        folds: as in :func:`nnplug.models.trained_models.choose_folds`.
         checkpoints: files of each fold; the first one decides which folds are there.
         strict: False leaves out configurations, folds and checkpoints that are missing.
         crossval_predictions: also the predictions of the cross-validation.

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
-from nnplug.atomic_file import write_error
 from nnplug.datasets import environment_folder
 from nnplug.errors import NnplugError
+from nnplug.files.atomic_file import write_error
+from nnplug.models.trained_models import read_model_folder
 from nnplug.sharing.members import find_problem
 from nnplug.sharing.requirements import missing_packages
-from nnplug.trained_models import read_model_folder
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
@@ -181,8 +181,8 @@ def _check_content(draft: Path, models: Sequence[PurePosixPath], archive: Path, 
 def _check_pickles(paths: Sequence[Path]) -> None:
     """nnU-Net's own commands run what is in these."""
     if paths:
-        from nnplug.postprocessing import read_postprocessing
-        from nnplug.safe_pickle import read_pickle
+        from nnplug.files.safe_pickle import read_pickle
+        from nnplug.prediction.postprocessing import read_postprocessing
     for path in paths:
         (read_postprocessing if path.name == "postprocessing.pkl" else read_pickle)(path)
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 
 from nnplug.errors import NnplugError
-from nnplug.model_folder import Manifest
-from nnplug.trained_models import ModelFolder
+from nnplug.models.model_folder import Manifest
+from nnplug.models.trained_models import ModelFolder
 
 FILE_NAME = "nnplug_requirements.txt"
 _LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9._+!-]*)")

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 import nnplug
+from nnplug.composition.fields import CODE_FIELDS
+from nnplug.composition.resolved import ResolvedConfig
 from nnplug.config import TrainerConfig
-from nnplug.fields import CODE_FIELDS
-from nnplug.resolved import ResolvedConfig
 from nnplug.testing.costs import Costs, StepTime
 from nnplug.testing.exemptions import exemptions_of
 from nnplug.testing.made_up_data import activated

@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nnplug.network_replica import forked_random_state, replica_of
-from nnplug.network_report import bytes_text, count_text, summarise
+from nnplug.networks.replica import forked_random_state, replica_of
+from nnplug.networks.report import bytes_text, count_text, summarise
 from nnplug.testing.outcomes import CheckSkipped
 from nnplug.testing.subject import Subject, is_about_meta
-from nnplug.worker_failures import available_memory
+from nnplug.training.worker_failures import available_memory
 
 #: Samples in the batch that costs are given for.
 REFERENCE_BATCH = 2

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from nnplug.checks import did_you_mean
-from nnplug.component import Component
+from nnplug.composition.checks import did_you_mean
+from nnplug.composition.component import Component
+from nnplug.composition.fields import CODE_FIELDS
+from nnplug.composition.references import describe, load
+from nnplug.composition.resolved import ResolvedConfig
 from nnplug.errors import NnplugError
-from nnplug.fields import CODE_FIELDS
-from nnplug.references import describe, load
-from nnplug.resolved import ResolvedConfig
 from nnplug.testing.plan_cases import PLAN_NAMES
 
 T = TypeVar("T")

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from nnplug.losses import target_transform_of
 from nnplug.testing.made_up_data import IGNORE_LABEL
 from nnplug.testing.outcomes import CheckFailed
 from nnplug.testing.subject import Subject
+from nnplug.training.losses import target_transform_of
 
 #: Logits of a sure prediction; surer ones would punish losses with label smoothing.
 SURE = 5.0

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnplug import network as networks
-from nnplug.network import PatchRefusedError, Size, set_deep_supervision
-from nnplug.network_replica import forked_random_state, replica_of
+from nnplug.networks import network as networks
+from nnplug.networks.network import PatchRefusedError, Size, set_deep_supervision
+from nnplug.networks.replica import forked_random_state, replica_of
 from nnplug.testing.outcomes import CheckFailed
 from nnplug.testing.subject import Subject, as_list, is_about_meta, probe
 

@@ -23,15 +23,15 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import distributed as dist
 from torch import nn
 
-from nnplug.checkpointing import FINAL
-from nnplug.portability import stock_prediction_obstacle
-from nnplug.resolved import ResolvedConfig
+from nnplug.composition.portability import stock_prediction_obstacle
+from nnplug.composition.resolved import ResolvedConfig
 from nnplug.testing.made_up_data import made_up_dataset
 from nnplug.testing.outcomes import CheckFailed, CheckSkipped
 from nnplug.testing.plan_cases import CASES
 from nnplug.testing.subject import Subject, as_list, probe
 from nnplug.testing.training_checks import train_step
-from nnplug.trainer import build_trainer_class
+from nnplug.training.checkpointing import FINAL
+from nnplug.training.trainer import build_trainer_class
 
 NUM_STEPS = 2
 #: Of the processes that train together, from their start.

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nnplug.network_report import bytes_text, count_text
+from nnplug.networks.report import bytes_text, count_text
 from nnplug.testing.conformance import Outcome
 from nnplug.testing.costs import Costs, StepTime
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from nnplug import losses
+from nnplug.composition.resolved import ResolvedConfig
+from nnplug.discovery.stock_names import fields_set_by
 from nnplug.errors import NnplugError
 from nnplug.loss_contract import LossContext, LossTraits
-from nnplug.resolved import ResolvedConfig
-from nnplug.stock_names import fields_set_by
 from nnplug.testing import costs, loss_checks, network_checks, process_checks, training_checks
 from nnplug.testing.costs import Costs, StepTime
 from nnplug.testing.outcomes import CheckExempt
 from nnplug.testing.plan_cases import PLAIN, REFERENCE, PlanCase, variants
 from nnplug.testing.subject import Subject
+from nnplug.training import losses
 
 Remark = str | Costs | StepTime | None
 CheckFunction = Callable[[Subject], Remark]

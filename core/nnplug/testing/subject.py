@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from nnplug.network import PatchRefusedError, Size, set_deep_supervision
-from nnplug.resolved import ResolvedConfig
+from nnplug.composition.resolved import ResolvedConfig
+from nnplug.networks.network import PatchRefusedError, Size, set_deep_supervision
 from nnplug.testing.exemptions import loaded
 from nnplug.testing.made_up_data import IGNORE_LABEL, made_up_dataset, made_up_labels
 from nnplug.testing.outcomes import CheckSkipped
 from nnplug.testing.plan_cases import CASES, PlanCase
-from nnplug.trainer import build_trainer_class
+from nnplug.training.trainer import build_trainer_class
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""From the text after ``-tr`` to one config with everything decided."""

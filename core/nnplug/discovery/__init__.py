@@ -1,0 +1,1 @@
+"""Which trainers there are: plug-ins, recipes, nnU-Net's own classes."""

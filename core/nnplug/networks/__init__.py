@@ -1,0 +1,1 @@
+"""The network of a config: built, tried without computing, measured, drawn."""
