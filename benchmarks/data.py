@@ -9,7 +9,6 @@ Memory is that of all processes of a command together, each shared page counted 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -21,18 +20,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
-
-from overhead import interval, machine  # noqa: E402
-from support.commands import clean_environment  # noqa: E402
-from support.datasets import DATA_FOLDER, write_dataset_json, write_hippocampus  # noqa: E402
-from support.preprocessed import assert_same_cases  # noqa: E402
+from measuring import parser, ratios_of, shown, table, write_section
+from support.commands import clean_environment
+from support.datasets import DATA_FOLDER, write_dataset_json, write_hippocampus
+from support.preprocessed import assert_same_cases
 
 CONFIGURATION = "3d_fullres"
 SECONDS_BETWEEN_LOOKS = 0.05
-BEGIN, END = "<!-- data -->\n", "<!-- /data -->\n"
+HEADER = ("what", "nnplug", "stock", "ratio: median (95 % interval)", "wanted, at most")
 STOCK = {"fingerprint": "nnUNetv2_extract_fingerprint", "preprocess": "nnUNetv2_preprocess"}
 
 
@@ -152,25 +147,18 @@ def plan(raw: Path, dataset_id: int, fingerprint: Path, planned: Path) -> None:
 
 def row(what: str, figures: dict[str, list[tuple[float, float]]], index: int) -> tuple[str, ...]:
     ours, stock = ([one[index] for one in figures[side]] for side in ("nnplug", "stock"))
-    ratios = [a / b for a, b in zip(ours, stock, strict=True)]
-    low, high = interval(ratios)
-    shown = f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
-    return what, f"{statistics.median(ours):.2f}", f"{statistics.median(stock):.2f}", shown, "1.00"
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    lines = ["| what | nnplug | stock | ratio: median (95 % interval) | wanted, at most |", "|---|---|---|---|---|"]
-    return "\n".join(lines + ["| " + " | ".join(one) + " |" for one in rows]) + "\n"
+    medians = (f"{statistics.median(side):.2f}" for side in (ours, stock))
+    return what, *medians, shown(ratios_of(ours, stock)), "1.00"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--size", type=int, default=256, help="voxels a side of the made-up volumes")
-    parser.add_argument("--volumes", type=int, default=4, help="number of them")
-    parser.add_argument("--hippocampus", type=int, default=120, help="cases of Task04_Hippocampus")
-    args = parser.parse_args()
+    options = parser(__doc__ or "")
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--processes", type=int, default=2)
+    options.add_argument("--size", type=int, default=256, help="voxels a side of the made-up volumes")
+    options.add_argument("--volumes", type=int, default=4, help="number of them")
+    options.add_argument("--hippocampus", type=int, default=120, help="cases of Task04_Hippocampus")
+    args = options.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -181,11 +169,10 @@ def main() -> None:
         name = f"Dataset256_Volumes{args.size}"
         write_volumes(raw / name, args.size, args.volumes)
         rows += compare(raw, name, args.processes, args.repeats, Path(scratch))
-    print(table(rows))
-    if args == parser.parse_args([]):
-        page = ROOT / "benchmarks" / "README.md"
-        before, rest = page.read_text().split(BEGIN)
-        page.write_text(before + BEGIN + f"\n{machine()}\n\n" + table(rows) + "\n" + END + rest.split(END)[1])
+    made = table(HEADER, rows)
+    print(made)
+    if args == options.parse_args([]):
+        write_section("data", made)
 
 
 if __name__ == "__main__":

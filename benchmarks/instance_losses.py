@@ -1,7 +1,7 @@
 """Time and memory of the instance losses beside nnU-Net's Dice + cross-entropy: forward and backward of the loss alone.
 
-    python benchmarks/instance_losses.py          # a table in benchmarks/README.md
-    python benchmarks/instance_losses.py blob 2   # only losses whose name holds "blob", 2 rounds, printed
+    python benchmarks/instance_losses.py                   # a table in benchmarks/README.md
+    python benchmarks/instance_losses.py blob --rounds 2   # only losses whose name holds "blob", printed
 
 Patches of 128x128x128, batch 2, 1 to 500 balls a sample. The sides take turns, so that the machine's load meets all
 alike; a figure is the median of the rounds' ratios. One thread: with more, the result depends on who else computes.
@@ -9,32 +9,30 @@ alike; a figure is the median of the rounds' ratios. One thread: with more, the 
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import measuring
 import numpy as np
 import torch
+from measuring import in_turns, ratios_of, shown
 from nnplug import Component, LossContext
 from nnplug.discovery.registry import get_registry
 from nnplug.training.losses import build_loss
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from overhead import in_turns, interval, machine
 
 SIDE, BATCH = 128, 2
 COUNTS = (1, 10, 100, 500)
 NAMES = ("blob_dice_loss", "blob_dice_ce_loss", "region_dice_loss", "region_dice_ce_loss")
 STOCK = "stock"
 ROUNDS = 9
-BEGIN, END = "<!-- instance losses -->\n", "<!-- /instance losses -->\n"
 
 
 class Step(NamedTuple):
@@ -98,24 +96,13 @@ def seconds(step: Step) -> Callable[[], float]:
 
 def peak_mib(side: str, count: int) -> float:
     """What a step and its target need, in a process of its own."""
-    # a fixed threshold: freed arrays go back to the system instead of hiding in the heap
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, "--peak", side, str(count)]
-    return float(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
+    return measuring.in_own_process(__file__, side, str(count))
 
 
 def measure_peak(side: str, count: int) -> float:
     step = steps(count, () if side == STOCK else (side.split(",")[0],))[side]
     step.run()
-
-    def status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(key))
-
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = status("VmRSS")
-    step.run()
-    return step.target_mib + (status("VmHWM") - before) / 1024
+    return step.target_mib + measuring.peak_mib(step.run)
 
 
 def table(names: tuple[str, ...], rounds: int) -> str:
@@ -125,7 +112,7 @@ def table(names: tuple[str, ...], rounds: int) -> str:
         made = steps(count, names)
         values = in_turns(rounds + 1, *(seconds(step) for step in made.values()))
         for side, measured in zip(made, values, strict=True):
-            ratios[side, count] = [ours / stock for ours, stock in zip(measured[1:], values[0][1:], strict=True)]
+            ratios[side, count] = ratios_of(measured[1:], values[0][1:])
             times[side, count] = statistics.median(measured[1:])
     peaks = {(side, count): peak_mib(side, count) for side in made for count in (COUNTS[0], COUNTS[-1])}
 
@@ -138,10 +125,7 @@ def table(names: tuple[str, ...], rounds: int) -> str:
     ]
     for side in list(made)[1:]:
         limit = "1.5" if side.endswith("workers") else "2.5" if side.startswith("blob") else "4"
-        cells = []
-        for count in COUNTS:
-            low, high = interval(ratios[side, count])
-            cells.append(f"{statistics.median(ratios[side, count]):.2f} ({low:.2f} to {high:.2f})")
+        cells = [shown(ratios[side, count], digits=2) for count in COUNTS]
         growth = statistics.median(ratios[side, COUNTS[-1]]) / statistics.median(ratios[side, COUNTS[0]])
         memory = ", ".join(f"{peaks[side, c] / peaks[STOCK, c]:.2f}" for c in (COUNTS[0], COUNTS[-1]))
         name, _, where = side.partition(", ")
@@ -150,17 +134,19 @@ def table(names: tuple[str, ...], rounds: int) -> str:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--peak"]:
-        print(measure_peak(sys.argv[2], int(sys.argv[3])))
+    options = measuring.parser(__doc__ or "")
+    options.add_argument("part", nargs="?", default="", help="part of a loss's name")
+    options.add_argument("--rounds", type=int, default=ROUNDS)
+    options.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    args = options.parse_args()
+    if args.peak:
+        print(measure_peak(args.peak[0], int(args.peak[1])))
         return
     torch.set_num_threads(1)
-    names = tuple(name for name in NAMES if not sys.argv[1:] or sys.argv[1] in name)
-    made = table(names, int(sys.argv[2]) if sys.argv[2:] else ROUNDS)
+    made = table(tuple(name for name in NAMES if args.part in name), args.rounds)
     print(made)
-    if not sys.argv[1:]:
-        page = Path(__file__).with_name("README.md")
-        before, rest = page.read_text().split(BEGIN)
-        page.write_text(before + BEGIN + f"\n{machine()}\n\n" + made + "\n" + END + rest.split(END)[1])
+    if not args.part:
+        measuring.write_section("instance losses", made)
 
 
 if __name__ == "__main__":

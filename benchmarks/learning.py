@@ -19,21 +19,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import measuring
 import nnplug
 import numpy as np
 from nnplug.discovery.registry import get_registry
-from overhead import ROOT, DatasetForTests, machine, prepared, write_hippocampus
 from support.commands import clean_environment
-from support.datasets import DATA_FOLDER, write_dataset_json
+from support.datasets import DATA_FOLDER, DatasetForTests, prepared, write_dataset_json, write_hippocampus
 from support.stock_launcher import declare_missing_operators
 
-CACHE = ROOT / ".pytest_cache" / "d"
+CACHE = measuring.DATASETS.parent / "learning"
 SEEDS = (1, 2)
 STOCK = "nnUNetTrainer"
-BEGIN, END = "<!-- learning -->\n", "<!-- /learning -->\n"
 #: Settings of every run, as the fields of a recipe.
-VOLUMES = {"batch_size": 2, "patch_size": [32, 48, 32], "num_epochs": 10, "num_iterations_per_epoch": 10}
-NUCLEI = {"batch_size": 8, "patch_size": [128, 128], "num_epochs": 10, "num_iterations_per_epoch": 20}
+VOLUMES = {"batch_size": 2, "patch_size": [32, 32, 32], "num_epochs": 10, "num_iterations_per_epoch": 20}
+NUCLEI = {"batch_size": 4, "patch_size": [128, 128], "num_epochs": 10, "num_iterations_per_epoch": 20}
 
 
 def write_nuclei(folder: Path) -> None:
@@ -73,7 +72,7 @@ def result_of(
 ) -> Path | None:
     """Folder of the finished fold 0 of a run; trained now where it is not there, or None."""
     name = f"learning_{trainer}_{seed}"
-    results = CACHE / "learning" / dataset.name
+    results = CACHE / dataset.name
     recipe = results / "recipes" / f"{name}.toml"
     recipe.parent.mkdir(parents=True, exist_ok=True)
     settings = {"name": name, "seed": seed, "num_val_iterations_per_epoch": 1, **budget}
@@ -88,7 +87,9 @@ def result_of(
     if not train:
         return None
     command = [sys.executable, "-m", "nnplug", "train", str(data.id), configuration, "0", "-tr", str(recipe)]
-    subprocess.run([*command, "-device", "cpu", "--c"], env=clean_environment(data.env), check=True)
+    # batches made in the process itself: with workers their order would not be the seed's
+    env = clean_environment({**data.env, "nnUNet_n_proc_DA": "0"})
+    subprocess.run([*command, "-device", "cpu", "--c"], env=env, check=True)
     return fold
 
 
@@ -119,7 +120,7 @@ def panoptic_quality(fold: Path) -> tuple[float, float]:
 
 def volumes(chosen: Callable[[str], bool], *, train: bool) -> list[str]:
     """Table of validation Dice on the MR volumes."""
-    dataset = prepared("Dataset040_Hippocampus", partial(write_hippocampus, num_cases=40), CACHE / "nnplug-datasets")
+    dataset = prepared("Dataset040_Hippocampus", partial(write_hippocampus, num_cases=40), measuring.DATASETS)
     names = [name for name in networks_losses_samplers() if name == STOCK or chosen(name)]
     found = runs(dataset, "3d_fullres", names, VOLUMES, dice_of, train=train)
     stock = found.get(STOCK, {})
@@ -133,7 +134,7 @@ def volumes(chosen: Callable[[str], bool], *, train: bool) -> list[str]:
 
 def nuclei(chosen: Callable[[str], bool], *, train: bool) -> list[str]:
     """Table of Dice and instance measures on the nuclei, for the losses that look at instances."""
-    dataset = prepared("Dataset041_Nuclei", write_nuclei, CACHE / "nnplug-datasets")
+    dataset = prepared("Dataset041_Nuclei", write_nuclei, measuring.DATASETS)
     losses = [name for name in networks_losses_samplers() if name.startswith(("blob_", "region_"))]
     names = [STOCK, *(name for name in losses if chosen(name))]
     found = runs(dataset, "2d", names, NUCLEI, lambda fold: (dice_of(fold), *panoptic_quality(fold)), train=train)
@@ -168,27 +169,25 @@ def runs(
 
 
 def main() -> None:
-    chosen = [word for word in sys.argv[1:] if word != "--table"]
-    is_chosen = lambda name: not chosen or any(word in name for word in chosen)  # noqa: E731
-    train = "--table" not in sys.argv
+    options = measuring.parser(__doc__ or "")
+    options.add_argument("part", nargs="*", help="part of a trainer's name")
+    options.add_argument("--table", action="store_true", help="train nothing")
+    args = options.parse_args()
+    is_chosen = lambda name: not args.part or any(part in name for part in args.part)  # noqa: E731
     text = "\n".join(
         [
-            machine(),
+            f"Task04_Hippocampus, 32 cases to train on, 8 to validate, 200 steps of {VOLUMES['batch_size']} patches:",
             "",
-            f"Task04_Hippocampus, 32 cases to train on, 8 to validate, 100 steps of {VOLUMES['batch_size']} patches:",
-            "",
-            *volumes(is_chosen, train=train),
+            *volumes(is_chosen, train=not args.table),
             "",
             f"2D nuclei, 88 images to train on, 22 to validate, 200 steps of {NUCLEI['batch_size']} patches, by seed:",
             "",
-            *nuclei(is_chosen, train=train),
+            *nuclei(is_chosen, train=not args.table),
         ]
     )
     print(text)
-    if not chosen:
-        page = ROOT / "benchmarks" / "README.md"
-        before, rest = page.read_text().split(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{rest.split(END)[1]}")
+    if not args.part:
+        measuring.write_section("learning", text)
 
 
 if __name__ == "__main__":

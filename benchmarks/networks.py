@@ -11,10 +11,10 @@ rounds' ratios. One thread: with more, the result depends on who else computes.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,15 +26,18 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import measuring
 import nnplug
 import torch
+from measuring import in_turns, ratios_of, shown
 from nnplug.discovery.registry import get_registry
 from nnplug.networks.network import PatchRefusedError
 from nnplug.networks.report import count_text
 from nnplug.testing.costs import costs_of
 from nnplug.training.trainer import build_trainer_class
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from overhead import ROOT, DatasetForTests, in_turns, interval, machine, prepared, quiet, write_hippocampus
+from overhead import quiet
+from support.datasets import DatasetForTests, prepared, write_hippocampus
 from torch import nn
 
 BATCH = {"3d_fullres": 2, "2d": 16}
@@ -43,7 +46,6 @@ PLAIN, RESIDUAL = "PlainConvUNet", "ResidualEncoderUNet"
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6)
 NUM_CHANNELS, NUM_CLASSES = 1, 3
 ROUNDS = 7
-BEGIN, END = "<!-- networks -->\n", "<!-- /networks -->\n"
 
 Patch = tuple[int, ...]
 
@@ -121,10 +123,7 @@ def images_of(configuration: str, patch: Patch) -> torch.Tensor:
 @cache
 def peak_mib(name: str, configuration: str, patch: Patch) -> float:
     """What the network and two steps need, in a process of its own."""
-    # a fixed threshold: freed arrays go back to the system instead of hiding in the heap
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, "--peak", name, configuration, "x".join(map(str, patch))]
-    return float(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return measuring.in_own_process(__file__, name, configuration, "x".join(map(str, patch)))
 
 
 def measure_peak(dataset: DatasetForTests, name: str, configuration: str, patch: Patch) -> float:
@@ -133,17 +132,13 @@ def measure_peak(dataset: DatasetForTests, name: str, configuration: str, patch:
     small = (16,) * len(patch)
     step(build(dataset, PLAIN, configuration, small)[0], images_of(configuration, small))()
 
-    def status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(key))
+    def two_steps() -> None:
+        network, _ = build(dataset, name, configuration, patch)
+        run = step(network, images_of(configuration, patch))
+        run()
+        run()
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = status("VmRSS")
-    network, _ = build(dataset, name, configuration, patch)
-    run = step(network, images_of(configuration, patch))
-    run()
-    run()
-    return (status("VmHWM") - before) / 1024
+    return measuring.peak_mib(two_steps)
 
 
 def row(dataset: DatasetForTests, name: str, configuration: str, rounds: int) -> str:
@@ -152,8 +147,6 @@ def row(dataset: DatasetForTests, name: str, configuration: str, rounds: int) ->
     costs = costs_of(network, tuple(images.shape))
     plain, _ = build(dataset, PLAIN, configuration, patch)
     ours, stock = (values[1:] for values in in_turns(rounds + 1, step(network, images), step(plain, images)))
-    ratios = [a / b for a, b in zip(ours, stock, strict=True)]
-    low, high = interval(ratios)
     peak, reference = peak_mib(name, configuration, patch), peak_mib(PLAIN, configuration, patch)
     adds = "unknown" if costs.multiply_adds is None else count_text(costs.multiply_adds)
     cells = [
@@ -164,7 +157,7 @@ def row(dataset: DatasetForTests, name: str, configuration: str, rounds: int) ->
         f"{peak:.0f} MiB",
         f"{peak / reference:.2f}",
         f"{statistics.median(ours):.3f} s",
-        f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})",
+        shown(ratios_of(ours, stock), digits=2),
         network.extra_repr().replace("\n", " "),
     ]
     return "| " + " | ".join(cells) + " |\n"
@@ -190,19 +183,21 @@ def table(dataset: DatasetForTests, names: list[str], configuration: str, rounds
 
 
 def main() -> None:
+    options = measuring.parser(__doc__ or "")
+    options.add_argument("part", nargs="*", help="part of a trainer's name")
+    options.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    args = options.parse_args()
     torch.set_num_threads(1)
-    dataset = prepared("Dataset004_Hippocampus", write_hippocampus, ROOT / ".pytest_cache" / "d" / "nnplug-datasets")
-    if sys.argv[1:2] == ["--peak"]:
-        name, configuration, patch = sys.argv[2:]
+    dataset = prepared("Dataset004_Hippocampus", write_hippocampus, measuring.DATASETS)
+    if args.peak:
+        name, configuration, patch = args.peak
         print(measure_peak(dataset, name, configuration, tuple(map(int, patch.split("x")))))
         return
-    chosen = [name for name in trainers() if not sys.argv[1:] or any(part in name for part in sys.argv[1:])]
+    chosen = [name for name in trainers() if not args.part or any(part in name for part in args.part)]
     made = "".join(table(dataset, chosen, configuration, ROUNDS) for configuration in BATCH)
     print(made)
-    if not sys.argv[1:]:
-        page = Path(__file__).with_name("README.md")
-        before, rest = page.read_text().split(BEGIN)
-        page.write_text(before + BEGIN + f"\n{machine()}\n" + made + "\n" + END + rest.split(END)[1])
+    if not args.part:
+        measuring.write_section("networks", made)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import random
 import signal
 import statistics
 import subprocess
@@ -21,17 +19,14 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from functools import partial
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from support.commands import LAUNCHER, clean_environment  # noqa: E402
-from support.datasets import DatasetForTests, prepared, write_hippocampus  # noqa: E402
-from support.plugin_packages import PluginSite, trainers  # noqa: E402
+from measuring import DATASETS, in_turns, parser, ratios_of, shown, table, write_section
+from support.commands import LAUNCHER, clean_environment
+from support.datasets import DatasetForTests, prepared, write_hippocampus
+from support.plugin_packages import PluginSite, trainers
 
 Row = tuple[str, str, str, str, str]
 #: A batch of 2 on the plan's patch of 40x56x40: nnU-Net's own batch of 9 takes a minute a step on two cores.
@@ -55,27 +50,9 @@ def seconds(command: list[str], env: dict[str, str]) -> float:
     return passed
 
 
-def in_turns(repeats: int, *sides: Callable[[], float]) -> list[list[float]]:
-    """Values of each side, measured one after the other so that a change of the machine's load meets all alike."""
-    values: list[list[float]] = [[] for _ in sides]
-    for _ in range(repeats):
-        for side, measured in zip(sides, values, strict=True):
-            measured.append(side())
-    return values
-
-
-def interval(ratios: list[float], seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the median."""
-    rng = random.Random(seed)
-    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(2000))
-    return medians[50], medians[1949]
-
-
 def row(what: str, ours: list[float], stock: list[float], limit: str) -> Row:
-    ratios = [a / b for a, b in zip(ours, stock, strict=True)]
-    low, high = interval(ratios)
-    shown = f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
-    return what, f"{statistics.median(ours):.3f} s", f"{statistics.median(stock):.3f} s", shown, limit
+    medians = (f"{statistics.median(side):.3f} s" for side in (ours, stock))
+    return what, *medians, shown(ratios_of(ours, stock)), limit
 
 
 def listing(_: DatasetForTests) -> list[Row]:
@@ -224,34 +201,24 @@ def quiet() -> Any:
 
 
 MEASUREMENTS = {"listing": listing, "start": start, "step": step, "epoch": epoch}
-BEGIN, END = "<!-- overhead -->\n", "<!-- /overhead -->\n"
-
-
-def table(rows: list[Row]) -> str:
-    lines = ["| what | nnplug | stock | ratio: median (95 % interval) | wanted, at most |", "|---|---|---|---|---|"]
-    return "\n".join(lines + ["| " + " | ".join(r) + " |" for r in rows]) + "\n"
-
-
-def machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.machine(),
-    )
-    return (
-        f"{os.cpu_count()} cores of {model}, no GPU; Python {platform.python_version()}, torch {version('torch')}, "
-        f"nnunetv2 {version('nnunetv2')}."
-    )
+HEADER = ("what", "nnplug", "stock", "ratio: median (95 % interval)", "wanted, at most")
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or list(MEASUREMENTS)
-    dataset = prepared("Dataset004_Hippocampus", write_hippocampus, ROOT / ".pytest_cache" / "d" / "nnplug-datasets")
-    rows = [r for name in chosen for r in MEASUREMENTS[name](dataset)]
-    print(table(rows))
-    if not sys.argv[1:]:
-        page = ROOT / "benchmarks" / "README.md"
-        before, rest = page.read_text().split(BEGIN)
-        page.write_text(before + BEGIN + f"\n{machine()}\n\n" + table(rows) + "\n" + END + rest.split(END)[1])
+    options = parser(__doc__ or "")
+    options.add_argument(
+        "measurement",
+        nargs="*",
+        choices=[*MEASUREMENTS, []],
+        metavar="MEASUREMENT",
+        help=f"{', '.join(MEASUREMENTS)}; all where none is named",
+    )
+    chosen = options.parse_args().measurement
+    dataset = prepared("Dataset004_Hippocampus", write_hippocampus, DATASETS)
+    made = table(HEADER, [r for name in chosen or MEASUREMENTS for r in MEASUREMENTS[name](dataset)])
+    print(made)
+    if not chosen:
+        write_section("overhead", made)
 
 
 if __name__ == "__main__":
