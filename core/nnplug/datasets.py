@@ -31,6 +31,7 @@ def environment_folder(variable: str) -> Path:
     if not value:
         raise NnplugError(
             f"{variable} is not set: it names the folder of {PURPOSES[variable]}. export {variable}=FOLDER"
+            + (", or give it with --results-dir" if variable == "nnUNet_results" else "")
         )
     folder = Path(value)
     if variable == "nnUNet_results":

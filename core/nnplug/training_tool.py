@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_pl
 from nnplug.devices import choose_training_device
 from nnplug.discovery.registry import get_registry
 from nnplug.errors import NnplugError
+from nnplug.files.folder_use import FolderUse
 from nnplug.hookspecs import listening
 from nnplug.inventory.problems import raise_problems
 from nnplug.models.results import summarise, with_results_dir
 from nnplug.planning.data import PlanningData, environment, find_raw_data, open_inventory
 from nnplug.planning.data_record import check_unchanged
-from nnplug.planning.folder_use import FolderUse
 from nnplug.planning.missing_steps import MissingSteps, list_stages
 from nnplug.planning.trainer_fit import idle_trainer
 from nnplug.training.checkpointing import overrides
@@ -258,7 +259,7 @@ class _Call:
         if self.no_preprocessing and self.inventory is None:
             folder = environment_folder("nnUNet_preprocessed") / find_dataset(self.dataset)
             self.events.dataset = folder.name
-            uses.enter_context(FolderUse(folder)).read()
+            uses.enter_context(FolderUse(folder)).read(partial(self.events.send, "check"))
             self._check_preprocessed(folder)
             return folder
         data = find_raw_data(self.dataset) if self.inventory is None else self._open_inventory()
@@ -269,7 +270,7 @@ class _Call:
             _check_enough(data)
         use = uses.enter_context(FolderUse(data.folder))
         if self.no_preprocessing:
-            use.read()
+            use.read(partial(self.events.send, "check"))
             check_unchanged(data)
             self._check_preprocessed(data.folder)
         else:

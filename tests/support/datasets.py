@@ -157,7 +157,7 @@ def _files(folder: Path) -> dict[str, int]:
     return {
         str(path.relative_to(folder)): path.stat().st_size
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "files.json"
+        if path.is_file() and path.name != "files.json" and path.suffix != ".use"  # who reads them, locked
     }
 
 

@@ -83,7 +83,6 @@ def test_crop_ignore_label_and_description(tmp_path: Path, unlabelled: int, firs
         "numTraining": 1,
         "file_ending": ".nii.gz",
         "classes": ["solid", "pore", "water"],
-        "baked_in": "noNorm",
     }
 
 

@@ -235,6 +235,11 @@ def test_wrong_folders_and_files(folders: Callable[..., tuple[Path, Path]], tmp_
         nnplug.evaluate(truth, nowhere)
     with pytest.raises(NnplugError, match=r"The plans file .*nowhere is missing"):
         nnplug.evaluate(truth, predictions, plans=nowhere)
+    for name, option in (("dataset.json", "-djfile"), ("plans.json", "-pfile")):
+        (predictions / name).rename(nowhere)
+        with pytest.raises(NnplugError, match=rf"^There is no {name} in .*predictions\. Name it with {option} FILE\.$"):
+            nnplug.evaluate(truth, predictions)
+        nowhere.rename(predictions / name)
     incomplete, other = tmp_path / "dataset.json", tmp_path / "other.json"
     incomplete.write_text("{}")
     other.write_text(json.dumps({**make_dataset_json(), "file_ending": ".nrrd"}))

@@ -138,6 +138,11 @@ def test_batch_and_patch_can_be_set(planned: Path, capsys: pytest.CaptureFixture
             "-gpu_memory_target, or patch and batch with --set.",
         ),
         (
+            ["choosy", "-gpu_memory_target", "0.02"],
+            "No patch was found with which the network of 'choosy' fits 0.02 GB in a batch of 2. The smallest that was "
+            "tried, 16,32,16, needs 0.022 GB. Give more with -gpu_memory_target, or patch and batch with --set.",
+        ),
+        (
             ["hungry+patch_size=8x8x8", "--set", "patch_size=16,16,16"],
             "'hungry+patch_size=8x8x8' sets patch_size itself, so --set patch_size would change nothing.",
         ),

@@ -300,6 +300,8 @@ def test_files_that_are_no_whole_zip_file(tmp_path: Path) -> None:
     target = tmp_path / "results"
     with pytest.raises(NnplugError, match=r"^There is no file .*nothing\.zip\.$"):
         install_models(tmp_path / "nothing.zip", results=target)
+    with pytest.raises(NnplugError, match=r"is a folder, and a zip file is installed\. Pack it with: nnplug export$"):
+        install_models(tmp_path, results=target)
     file = tmp_path / "m.zip"
     file.write_bytes(b"nothing")
     with pytest.raises(

@@ -183,7 +183,10 @@ def test_unknown_data_set(tmp_path: Path) -> None:
 
 def test_results_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_results", raising=False)
-    message = r"nnUNet_results is not set: .* or give the model's folder: nnplug predict_from_modelfolder -m FOLDER"
+    message = (
+        r"nnUNet_results is not set: .* name it with --results-dir FOLDER, or predict with the model's own folder: "
+    )
+    message += "nnplug predict_from_modelfolder -m FOLDER"
     with pytest.raises(NnplugError, match=message):
         find_model_folder("4", "3d_fullres")
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "missing"))

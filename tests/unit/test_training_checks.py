@@ -13,6 +13,7 @@ import torch
 from nnplug import NnplugError
 from nnplug.cli import main
 from nnplug.devices import choose_training_device
+from nnplug.files.folder_use import FolderUse
 from nnplug.training.fold_training import load_pretrained
 from nnplug.training.training import choose_folds, count_gpus, train
 from support.datasets import DatasetForTests
@@ -189,3 +190,42 @@ def test_ddp_without_gpus(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert main(["train", "901", "2d", "0", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+class WaitingError(Exception):
+    """The training would wait now."""
+
+
+def test_data_that_are_made_anew_are_waited_for(active: DatasetForTests) -> None:
+    def tell(message: str) -> None:
+        if "--clean" in message:
+            raise WaitingError(message)
+
+    folder = active.preprocessed_folder
+    with FolderUse(folder) as other:
+        other.make_anew()
+        with pytest.raises(WaitingError) as waiting:
+            train(901, "2d", 0, device="cpu", on_message=tell)
+    assert str(waiting.value) == f"{folder} is being made anew (--clean). The training begins when it is done."
+
+
+@pytest.mark.parametrize("command", ["fingerprint", "preprocess", "preprocess --shard 1/2", "plan_and_preprocess"])
+def test_a_training_keeps_its_data(active: DatasetForTests, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = active.preprocessed_folder
+    with FolderUse(folder) as training:
+        training.read()
+        assert main([*command.split(), "-d", "901", "--clean", "--no_pbar"]) == 2
+    assert capsys.readouterr().err == (
+        f"nnplug: error: A training reads {folder}, and --clean would take its data away. Wait until it ends, or leave "
+        "out --clean.\n"
+    )
+
+
+def test_the_data_are_kept_while_a_fold_is_trained(active: DatasetForTests, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_fold(job: Any) -> dict[str, Any]:
+        with FolderUse(active.preprocessed_folder) as other, pytest.raises(NnplugError, match="A training reads"):
+            other.make_anew()
+        return {"fold": job.fold}
+
+    monkeypatch.setattr("nnplug.training.training.train_fold", train_fold)
+    assert train(901, "2d", [0, 1], device="cpu", on_message=lambda _: None) == [{"fold": 0}, {"fold": 1}]

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from nnplug import NnplugError, TrainingEvent
+from nnplug.files.folder_use import FolderUse
 from nnplug.planning.data import find_raw_data
 from nnplug.planning.data_record import write_record
 from nnplug.planning.experiment import find_planner
-from nnplug.planning.folder_use import FolderUse
 from nnplug.training.interrupts import TrainingInterrupted
 from support.datasets import DatasetForTests
 from support.full_disk import largest_file

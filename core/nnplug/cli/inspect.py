@@ -90,9 +90,10 @@ def _print(report: dict[str, Any]) -> None:
     for column in ("channel", "normalisation", "mean", "std", "min", "max"):
         channels.add_column(column, justify="left" if column in ("channel", "normalisation") else "right")
     for row in report["channels"]:
-        channels.add_row(
-            row["name"], row["normalization"], *(f"{row[key]:.4g}" for key in ("mean", "std", "min", "max"))
-        )
+        # a mean that rounding alone keeps from 0 is 0
+        tiny = 1e-6 * max(abs(row["min"]), abs(row["max"]))
+        numbers = (0.0 if abs(row[key]) < tiny else row[key] for key in ("mean", "std", "min", "max"))
+        channels.add_row(row["name"], row["normalization"], *(f"{number:.4g}" for number in numbers))
     labels = Table(box=None, pad_edge=False)
     for column in ("label", "value", "voxels", "share"):
         labels.add_column(column, justify="left" if column == "label" else "right")

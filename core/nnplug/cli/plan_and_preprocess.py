@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nnplug.files.folder_use import FolderUse
     from nnplug.planning.data import PlanningData
     from nnplug.planning.experiment import PlannerSettings
     from nnplug.planning.pipeline import Running
@@ -146,7 +147,8 @@ def _add_shard(parser: argparse.ArgumentParser) -> None:
 
 def run_fingerprint(args: argparse.Namespace) -> int:
     for data in _begin(args):
-        _fingerprint(data, args, _shard(args))
+        with _use(data, args):
+            _fingerprint(data, args, _shard(args))
     return 0
 
 
@@ -160,7 +162,8 @@ def run_plan(args: argparse.Namespace) -> int:
 
 def run_preprocess(args: argparse.Namespace) -> int:
     for data in _begin(args):
-        _preprocess(data, args, args.plans_name, _shard(args))
+        with _use(data, args):
+            _preprocess(data, args, args.plans_name, _shard(args))
     return 0
 
 
@@ -169,11 +172,24 @@ def run_plan_and_preprocess(args: argparse.Namespace) -> int:
     from nnplug.planning.shards import WHOLE
 
     for data in _begin(args):
-        _fingerprint(data, args, WHOLE)
-        plans_name = plan(data, _planner(args), _running(args))
-        if not args.no_pp:
-            _preprocess(data, args, plans_name, WHOLE)
+        with _use(data, args):
+            _fingerprint(data, args, WHOLE)
+            plans_name = plan(data, _planner(args), _running(args))
+            if not args.no_pp:
+                _preprocess(data, args, plans_name, WHOLE)
     return 0
+
+
+def _use(data: PlanningData, args: argparse.Namespace) -> FolderUse:
+    """With ``--clean`` no training reads the data while they are made; jobs that share the cases only look first."""
+    from nnplug.files.folder_use import FolderUse
+
+    use = FolderUse(data.folder)
+    if args.clean:
+        use.make_anew()
+        if getattr(args, "shard", None) is not None:
+            use.end()
+    return use
 
 
 def _begin(args: argparse.Namespace) -> list[PlanningData]:

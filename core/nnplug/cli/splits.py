@@ -183,10 +183,12 @@ def _print_folds(
 ) -> None:
     from collections import Counter
 
+    from nnplug.inventory.problems import count
+
     for number, split in enumerate(splits):
         text = f"  fold {number}: {len(split['train'])} train, {len(split['val'])} val"
         if groups is not None:
-            text += f" ({len({groups[name] for name in split['val']})} groups)"
+            text += f" ({count(len({groups[name] for name in split['val']}), 'group')})"
         if strata is not None:
             counts = Counter(strata[name] for name in split["val"])
             text += "; " + ", ".join(f"{name}: {counts[name]}" for name in sorted(counts))

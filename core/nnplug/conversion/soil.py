@@ -182,7 +182,7 @@ def _describe(settings: SoilSettings, num_cases: int) -> dict[str, Any]:
         "file_ending": settings.file_ending,
         **reader_for(settings.file_ending, 3),
         "classes": list(settings.classes),
-        "baked_in": settings.normalization if settings.bake_in else "noNorm",
+        **({"baked_in": settings.normalization} if settings.bake_in else {}),
     }
 
 

@@ -16,7 +16,7 @@ from nnplug.evaluation.tables import csv_text
 from nnplug.files.atomic_file import replace_file
 from nnplug.files.json_files import as_plain_json, write_json
 from nnplug.inventory.problems import Problem, raise_problems
-from nnplug.models.descriptions import Descriptions, read_descriptions
+from nnplug.models.descriptions import Descriptions, find_description, read_descriptions
 from nnplug.processes.case_pool import Pool, choose_num_processes
 
 if TYPE_CHECKING:
@@ -66,7 +66,10 @@ def evaluate(
     if not 0 <= tolerance_mm < float("inf"):
         raise NnplugError(f"The tolerance is {tolerance_mm}: expected a distance in mm, 0 or more.")
     folders = find_fold(Path(truth)) if predictions is None else find_folders(Path(truth), Path(predictions))
-    descriptions = read_descriptions(Path(dataset_json or folders.dataset_json), Path(plans or folders.plans))
+    descriptions = read_descriptions(
+        Path(dataset_json or find_description("dataset.json", [folders.descriptions], "Name it with -djfile FILE.")),
+        Path(plans or find_description("plans.json", [folders.descriptions], "Name it with -pfile FILE.")),
+    )
     pairs = find_pairs(folders, descriptions.file_ending, allow_missing)
     settings = _settings(descriptions, tolerance_mm if surfaces else None, instances)
     raise_problems(folders.predictions, geometry_problems(pairs, settings.reader.__name__))

@@ -28,14 +28,13 @@ class Folders:
 
     Attributes:
         truth, predictions: folders.
-        dataset_json, plans: nnU-Net's files.
+        descriptions: folder with nnU-Net's dataset.json and plans.json.
         cases: that have to be there; None for every case of the truth.
     """
 
     truth: Path
     predictions: Path
-    dataset_json: Path
-    plans: Path
+    descriptions: Path
     cases: tuple[str, ...] | None = None
 
 
@@ -43,7 +42,7 @@ def find_folders(truth: Path, predictions: Path) -> Folders:
     for folder, what in ((truth, "the truth"), (predictions, "predictions")):
         if not folder.is_dir():
             raise NnplugError(f"There is no folder {folder}, which should hold {what}.")
-    return Folders(truth, predictions, predictions / "dataset.json", predictions / "plans.json")
+    return Folders(truth, predictions, predictions)
 
 
 def find_fold(fold: Path) -> Folders:
@@ -71,7 +70,7 @@ def find_fold(fold: Path) -> Folders:
     # the splits may be others by now; stock nnU-Net leaves no record, and what it has validated is taken
     record = read_json(fold / "nnplug_fold.json") or {}
     cases = tuple(record.get("val", ()))
-    return Folders(truth, fold / "validation", fold.parent / "dataset.json", fold.parent / "plans.json", cases)
+    return Folders(truth, fold / "validation", fold.parent, cases)
 
 
 def _list(folder: Path, ending: str) -> list[Path]:

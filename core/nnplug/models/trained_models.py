@@ -232,7 +232,8 @@ def find_dataset_folder(dataset: str, results: Path | None = None) -> Path:
         if not os.environ.get("nnUNet_results"):
             raise NnplugError(
                 "nnUNet_results is not set: it names the folder with the trained models. Set it (export "
-                "nnUNet_results=FOLDER), or give the model's folder: nnplug predict_from_modelfolder -m FOLDER"
+                "nnUNet_results=FOLDER), name it with --results-dir FOLDER, or predict with the model's own folder: "
+                "nnplug predict_from_modelfolder -m FOLDER"
             )
         results = Path(os.environ["nnUNet_results"])
     if not results.is_dir():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -12,10 +13,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnplug.datasets import read_plans
 from nnplug.errors import NnplugError
+from nnplug.files.folder_use import FolderUse
 from nnplug.planning.data import PlanningData
 from nnplug.planning.data_record import FINGERPRINT, check_unchanged, is_of_stock, is_verified, write_record
 from nnplug.planning.experiment import PlannerSettings, find_planner
-from nnplug.planning.folder_use import FolderUse
 from nnplug.planning.pipeline import Running, fingerprint, plan, preprocess_configurations
 from nnplug.planning.stock_data import check_stock_cases, check_stock_fingerprint, is_from_stock
 
@@ -59,7 +60,7 @@ class MissingSteps:
                 use.note_made_anew(what)
             else:  # of several processes that begin anew at once, one for each fold, the first has done it
                 replace(self, clean=False)._work(configuration)
-            use.read()
+            use.read(partial(self.tell, "check"))
 
     def _work(self, configuration: str) -> None:
         if not self.clean:

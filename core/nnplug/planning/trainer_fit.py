@@ -152,7 +152,7 @@ def _with_patch(
     batch_size = changes.get("batch_size", task.planner.UNet_min_batch_size)
     share = task.target_gb * task.planner.UNet_min_batch_size / batch_size
     num_voxels = voxels_of_dataset(task.file, settings)
-    needed = math.inf
+    smallest: tuple[float, str] | None = None
     for _ in range(_MOST_ATTEMPTS):
         try:
             chosen = plan_network(task.planner, settings, share, num_voxels)
@@ -162,10 +162,13 @@ def _with_patch(
         needed = _trainer_gb(task, tried)
         if needed <= task.target_gb:
             return tried
+        attempt = (needed, size_text(tried["patch_size"]))
+        smallest = min(smallest or attempt, attempt)
         share *= min(task.target_gb / needed, 0.95)
+    least = "" if smallest is None else f" The smallest that was tried, {smallest[1]}, needs {smallest[0]:.2g} GB."
     raise NnplugError(
         f"No patch was found with which the network of {task.trainer} fits {task.target_gb:g} GB in a batch of "
-        f"{batch_size}. Give more with -gpu_memory_target, or patch and batch with --set."
+        f"{batch_size}.{least} Give more with -gpu_memory_target, or patch and batch with --set."
     )
 
 

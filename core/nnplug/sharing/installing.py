@@ -25,6 +25,7 @@ from nnplug.models.trained_models import read_model_folder
 from nnplug.sharing.members import find_problem
 from nnplug.sharing.requirements import missing_packages
 
+#: NotImplementedError: a way of packing that Python's zipfile does not know.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
@@ -59,6 +60,8 @@ def install_models(archive: Path, *, results: Path | None = None, overwrite: boo
             than the file, a pickle that would run code; no model in it; a model that is there already; another data
             set with its id; a full disk.
     """
+    if archive.is_dir():
+        raise NnplugError(f"{archive} is a folder, and a zip file is installed. Pack it with: nnplug export")
     if not archive.is_file():
         raise NnplugError(f"There is no file {archive}.")
     results = results or environment_folder("nnUNet_results")

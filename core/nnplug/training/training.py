@@ -16,6 +16,7 @@ from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_js
 from nnplug.devices import choose_training_device
 from nnplug.discovery.registry import get_registry
 from nnplug.errors import NnplugError
+from nnplug.files.folder_use import FolderUse
 from nnplug.networks.network import configure_plans
 from nnplug.training.data_seams import NUM_FOLDS
 from nnplug.training.fold_training import FoldJob, train_fold
@@ -106,9 +107,8 @@ def train(
         predictions=prev_stage_predictions,
         trust_code=trust_code,
     )
-    done = []
-    for fold in ["all"] if all_data else choose_folds(folds, folder, on_message):
-        job = FoldJob(
+    jobs = [
+        FoldJob(
             trainer=resolved,
             plans=plans_json,
             dataset_json=dataset_json,
@@ -126,8 +126,14 @@ def train(
             previous_stage_folder=previous,
             trust_checkpoint=trust_checkpoint,
         )
-        on_message(f"{'Validating' if validation_only else 'Training'} {resolved.name} in {job.fold_folder}")
-        done.append(train_fold(job))
+        for fold in (["all"] if all_data else choose_folds(folds, folder, on_message))
+    ]
+    done = []
+    with FolderUse(folder) as use:
+        use.read(on_message)
+        for job in jobs:
+            on_message(f"{'Validating' if validation_only else 'Training'} {resolved.name} in {job.fold_folder}")
+            done.append(train_fold(job))
     return done
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -35,13 +36,17 @@ class FolderUse:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._file is not None:
-            self._file.close()
+        self.end()
 
-    def read(self) -> None:
-        """Keep others from making it anew."""
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # a folder that can not be written to, a file system without locks
+    def read(self, on_message: Callable[[str], None] = print) -> None:
+        """Keep others from making it anew; where one does just now, wait for it and say so."""
+        if fcntl is None:
+            return
+        with contextlib.suppress(OSError):  # a folder that can not be written to, a file system without locks
+            try:
+                fcntl.flock(self._open(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_message(f"{self._folder} is being made anew (--clean). The training begins when it is done.")
                 fcntl.flock(self._open(), fcntl.LOCK_SH)
 
     def make_anew(self) -> None:
@@ -61,6 +66,12 @@ class FolderUse:
             ) from None
         except OSError:
             return
+
+    def end(self) -> None:
+        """Leave it to others before the block ends."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def note_made_anew(self, what: str) -> None:
         """Tell those who wait to make the same anew that it is."""
