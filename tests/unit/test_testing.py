@@ -274,19 +274,25 @@ def losses(installed: PluginSite) -> None:
 @pytest.mark.usefixtures("losses")
 def test_the_command_shows_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "good", "--quick"]) == 0
-    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    shown = capsys.readouterr()
+    lines = [line.rstrip() for line in shown.out.splitlines()]
     assert lines[0] == "good"
     assert lines[1].split() == ["check", "2d", "3d", "3d_anisotropic", "four_channels"]
     assert ["loss_finite", "ok", "ok", "ok"] in [line.split() for line in lines]
     assert ["loss_autocast", "ok"] in [line.split() for line in lines]
     assert lines[-2].split() == ["trainer", "passed", "failed", "exempt", "skipped", "seconds"]
     assert lines[-1].split()[:5] == ["good", "24", "-", "-", "-"]
+    running = shown.err.splitlines()
+    assert len(running) == 24
+    assert running[-1].startswith("good: ")
+    assert running[-1].endswith(" (24 of 24)")
 
 
 @pytest.mark.usefixtures("losses")
 def test_the_command_fails_with_a_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "bad", "good", "--quick"]) == 1
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert [line.split(":")[0] for line in err.splitlines()] == ["bad", "good"]
     assert "bad: loss_perfect_is_best[2d]: failed\n  expected: a higher loss for 'background everywhere'" in out
     assert "acme_losses/losses.py:9" in out
     assert "good: " not in out

@@ -85,12 +85,15 @@ def _check(name: str, args: argparse.Namespace, is_only_one: bool, console: Cons
     from nnplug.testing.report import print_checks, print_remarks
 
     checks = [check for _, check in check_trainer(name, quick=args.quick, trust_code=args.trust_code)]
-    outcomes = []
+    outcomes: list[Outcome] = []
     with console.status(name) as status:
-        for index, outcome in enumerate(run_checks(checks), 1):
-            outcomes.append(outcome)
-            if index < len(checks):
-                status.update(f"{name}: {checks[index].name} ({index + 1} of {len(checks)})")
+        for number, check in enumerate(checks, 1):
+            text = f"{name}: {check.name} ({number} of {len(checks)})"
+            status.update(text)
+            # a file shows no status; of many trainers a line each is enough
+            if not console.is_terminal and (is_only_one or number == 1):
+                print(text, file=sys.stderr, flush=True)
+            outcomes += run_checks([check])
     if is_only_one:
         print_checks(name, outcomes, console)
     else:
