@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from nnplug.composition.checks import did_you_mean
 from nnplug.errors import NnplugError
 
 PURPOSES = {
@@ -114,6 +115,17 @@ def read_plans(folder: Path, plans_name: str) -> dict[str, Any]:
         have = f"it has {', '.join(others)}" if others else "it has none; run nnUNetv2_plan_and_preprocess"
         raise NnplugError(f"No plans '{plans_name}' in {folder}; {have}. Choose with -p.")
     return read_json(path, "The plans file")
+
+
+def check_configuration(plans: Mapping[str, Any], configuration: str, remark: str = "") -> None:
+    """Raise NnplugError where the plans have no such configuration; ``remark`` ends the line."""
+    known = plans["configurations"]
+    if configuration not in known:
+        near = did_you_mean(configuration, known, cutoff=0.8)  # 3d_lowres is not 3d_fullres
+        raise NnplugError(
+            f"The plans '{plans['plans_name']}' of {plans['dataset_name']} have no configuration "
+            f"'{configuration}'{near}; they have {', '.join(known)}{remark}."
+        )
 
 
 def _holds_plans(path: Path) -> bool:

@@ -338,8 +338,7 @@ def test_names(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "The configuration '3d_lowres' is written by nnU-Net's planner."
     )
     assert error_of(capsys, "--name", "a", *change, base="b") == (
-        "The plans 'nnUNetPlans' of Dataset004_Hippocampus have no configuration 'b'; they have 2d, 3d_fullres. Choose "
-        "with -c."
+        "The plans 'nnUNetPlans' of Dataset004_Hippocampus have no configuration 'b'; they have 2d, 3d_fullres."
     )
     assert error_of(capsys, "--new-plans", "nnUNetPlans", *change) == (
         "--new-plans nnUNetPlans is the name of the plans themselves. Choose another one."

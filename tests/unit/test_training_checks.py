@@ -37,8 +37,8 @@ def test_data_set(active: DatasetForTests) -> None:
 
 
 def test_configuration(active: DatasetForTests) -> None:
-    refused("no configuration '3d_lowres'. They have: .*3d_fullres", 901, "3d_lowres", 0)
-    refused(r"no configuration '3dfulres' \(did you mean 3d_fullres\?\). They have: ", 901, "3dfulres", 0)
+    refused("no configuration '3d_lowres'; they have .*3d_fullres", 901, "3d_lowres", 0)
+    refused(r"no configuration '3dfulres' \(did you mean 3d_fullres\?\); they have ", 901, "3dfulres", 0)
 
 
 def test_plans(active: DatasetForTests) -> None:

@@ -31,6 +31,7 @@ from nnplug.composition.checks import did_you_mean
 from nnplug.composition.component import Component
 from nnplug.composition.references import import_string, load
 from nnplug.composition.resolved import ResolvedConfig
+from nnplug.datasets import check_configuration
 from nnplug.errors import NnplugError
 
 Size = tuple[int, ...]
@@ -83,10 +84,7 @@ def configure_plans(plans: Mapping[str, Any], configuration: str, resolved: Reso
             a builder that nnU-Net could not find again.
     """
     new = deepcopy(dict(plans))
-    if configuration not in new["configurations"]:
-        known = ", ".join(new["configurations"])
-        near = did_you_mean(configuration, new["configurations"], cutoff=0.8)  # 3d_lowres is not 3d_fullres
-        raise NnplugError(f"The plans have no configuration '{configuration}'{near}. They have: {known}.")
+    check_configuration(new, configuration)
     config = resolved.config
     # inherits_from is resolved before anything is merged, or a merged mapping would replace the inherited one
     settings = deepcopy(PlansManager(deepcopy(new)).get_configuration(configuration).configuration)

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnplug.datasets import read_plans
+from nnplug.datasets import check_configuration, read_plans
 from nnplug.errors import NnplugError
 from nnplug.files.folder_use import FolderUse
 from nnplug.planning.data import PlanningData
@@ -164,13 +164,8 @@ def list_stages(folder: Path, plans_name: str, configuration: str) -> list[str]:
         NnplugError: the plans do not have it.
     """
     plans = read_plans(folder, plans_name)
-    known = plans["configurations"]
-    if configuration not in known:
-        small = "; a cascade is planned only for images that are much larger than a patch" * ("3d_" in configuration)
-        raise NnplugError(
-            f"The plans '{plans_name}' of {folder.name} have no configuration '{configuration}'; they have "
-            f"{', '.join(known)}{small}."
-        )
+    small = "; a cascade is planned only for images that are much larger than a patch" * ("3d_" in configuration)
+    check_configuration(plans, configuration, small)
     stages = [configuration]
     while (previous := PlansManager(plans).get_configuration(stages[0]).previous_stage_name) is not None:
         stages.insert(0, previous)

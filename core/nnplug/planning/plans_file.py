@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_json, read_plans
+from nnplug.datasets import DatasetId, check_configuration, environment_folder, find_dataset, read_json, read_plans
 from nnplug.errors import NnplugError
 from nnplug.planning.planner import estimated_gb, planner_of
 
@@ -47,12 +47,7 @@ class PlansFile:
         Raises:
             NnplugError: there is none of that name, or it inherits from what is not there or from itself.
         """
-        known = self.plans["configurations"]
-        if name not in known:
-            raise NnplugError(
-                f"The plans '{self.name}' of {self.folder.name} have no configuration '{name}'; they have "
-                f"{', '.join(known)}. Choose with -c."
-            )
+        check_configuration(self.plans, name)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of plans in an older format, which nnU-Net translates

@@ -15,7 +15,7 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnplug.datasets import read_json, read_plans
+from nnplug.datasets import check_configuration, read_json, read_plans
 from nnplug.errors import NnplugError
 from nnplug.image_headers import reason
 from nnplug.inventory.overview import draw_case
@@ -105,11 +105,8 @@ def open_case(data_folder: Path, name: str, plans_name: str, configuration: str 
 
 def _choose_configuration(data_folder: Path, plans: PlansManager, plans_name: str, asked: str | None) -> str:
     known = plans.available_configurations
-    if asked is not None and asked not in known:
-        raise NnplugError(
-            f"The plans '{plans_name}' of {data_folder.name} have no configuration '{asked}'; they have "
-            f"{', '.join(known)}. Choose with -c."
-        )
+    if asked is not None:
+        check_configuration(plans.plans, asked)
     ready = [name for name in known if any((data_folder / plans.get_configuration(name).data_identifier).glob("*.pkl"))]
     if (asked or "3d_fullres") in ready:
         return asked or "3d_fullres"
