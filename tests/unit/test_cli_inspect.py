@@ -162,7 +162,8 @@ def test_what_is_not_there(made: Preprocessed, capsys: pytest.CaptureFixture[str
         f"{NAME} has no preprocessed case 'cas_1' in 3d_fullres. Did you mean 'case_1'? It has 1 case: case_1."
     )
     assert error_of(capsys, "case_1", "-d", 902, "-c", "3d") == (
-        f"The plans 'nnUNetPlans' of {NAME} have no configuration '3d'; they have 3d_fullres, 2d, 3d_lowres."
+        f"The plans 'nnUNetPlans' of {NAME} have no configuration '3d' (did you mean 3d_fullres?); they have "
+        "3d_fullres, 2d, 3d_lowres."
     )
     assert error_of(capsys, "case_1", "-d", 902, "-c", "3d_lowres") == (
         f"{NAME} has no preprocessed cases of 3d_lowres. Run nnplug preprocess -d {NAME} -plans_name nnUNetPlans -c "

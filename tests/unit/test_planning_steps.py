@@ -221,10 +221,12 @@ def test_failing_cases_are_all_named_and_the_others_are_kept(
 
 def test_headers_are_checked_before_anything_is_worked_on(made: MadeInventory, monkeypatch: pytest.MonkeyPatch) -> None:
     made.save("labels/case_1.nii.gz", make_case(1)[1][1:])
+    made.save("labels/case_2.nii.gz", make_case(2)[1] * 7)
     names = worked_on(monkeypatch)
-    with pytest.raises(NnplugError, match="10x8x5 voxels, the first channel has 10x8x6"):
+    with pytest.raises(NnplugError, match="10x8x5 voxels, the first channel has 10x8x6") as caught:
         extract_fingerprint(opened(made), POOL)
     assert names == []
+    assert "labels/case_2.nii.gz: the label holds 7; labels has 0, 1." in str(caught.value), "all problems at once"
 
 
 def test_a_raw_data_set_is_checked_when_that_is_asked_for(

@@ -74,6 +74,8 @@ def extract_fingerprint(
     if verify or (strict and not is_there):
         # while the fingerprint is taken every voxel is looked at anyway
         _, problems = check_cases(data.inventory, pool, voxels=is_there, cases=cases)
+        if problems and not is_there:  # then no fingerprint is taken, and what else is wrong is told at once
+            _, problems = check_cases(data.inventory, pool, voxels=True, cases=cases)
         raise_problems(data.name, problems)
     if is_there:
         return True
