@@ -260,16 +260,35 @@ def test_a_save_that_fails_leaves_the_last_one(scans: Path, drawn: Path, monkeyp
             patch.setattr(os, "replace", full)
             with pytest.raises(NnplugError, match=r"Could not write .*: No space left on device"):
                 session.save(painted(session.labels))
-            assert put_elsewhere(session).parent.parent == drawn
+            copy = put_elsewhere(session)
+        assert copy.parent.parent == drawn
         assert (drawn / "s1.tif").read_bytes() == before
-        session.save(painted(session.labels))
-    np.testing.assert_array_equal(tifffile.imread(drawn / "s1.tif"), painted(session.labels))
+    with open_session(scans, drawn, "s1", CLASSES, copy=copy) as session:
+        np.testing.assert_array_equal(session.labels, np.load(copy)["labels"])
+        assert session.save(session.labels)
+    np.testing.assert_array_equal(tifffile.imread(drawn / "s1.tif"), session.labels)
+    assert [path.read_bytes() for path in (drawn / "backups").iterdir()] == [before]
+
+
+def test_a_copy_of_something_else(scans: Path, drawn: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.npz"
+    for save, message in (
+        (lambda: copy.write_text("no copy"), "no copy of an annotation can be read from it"),
+        (lambda: np.save(copy.open("wb"), np.zeros(SHAPE)), "no copy of an annotation can be read from it"),
+        (lambda: np.savez(copy, other=1), "no copy of an annotation can be read from it"),
+        (lambda: np.savez(copy, labels=np.array([{}])), "no copy of an annotation can be read from it"),
+        (lambda: np.savez(copy, labels=np.zeros((5, 8, 8))), "it has 5x8x8 voxels, the volume has 5x8x9. Name the"),
+    ):
+        save()
+        with pytest.raises(NnplugError) as caught, open_session(scans, drawn, "s1", CLASSES, copy=copy):
+            pass
+        assert str(caught.value).startswith(f"--from {copy}: {message}")
 
 
 def put_elsewhere(session: AnnotationSession) -> Path:
-    with pytest.raises(NnplugError, match=r"The annotation is in .+ now\.\Z") as caught:
+    with pytest.raises(NnplugError, match=r"The annotation is in .+ now\. To go on .+ --from that file\.\Z") as caught:
         session.save_finally(painted(session.labels))
-    elsewhere = Path(str(caught.value).rpartition(" is in ")[2].removesuffix(" now."))
+    elsewhere = Path(str(caught.value).rpartition(" is in ")[2].partition(" now. ")[0])
     np.testing.assert_array_equal(np.load(elsewhere)["labels"], painted(session.labels))
     return elsewhere
 

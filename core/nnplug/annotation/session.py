@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -105,7 +106,12 @@ class AnnotationSession:
 
 @contextmanager
 def open_session(
-    images: Path, annotations: Path, sample: str, classes: Sequence[AnnotationClass], otsu: Sequence[str] | None = None
+    images: Path,
+    annotations: Path,
+    sample: str,
+    classes: Sequence[AnnotationClass],
+    otsu: Sequence[str] | None = None,
+    copy: Path | None = None,
 ) -> Iterator[AnnotationSession]:
     """Begin or resume the annotation of a sample; nobody else can until the block ends.
 
@@ -115,10 +121,11 @@ def open_session(
         sample: file name of the volume without its ending.
         classes: see ``read_classes``.
         otsu: names of the classes of dark and bright voxels in the middle slice; None takes the first two.
+        copy: what ``save_finally`` has put elsewhere; taken in place of the annotation, which becomes a backup.
 
     Raises:
-        NnplugError: no such sample, no volume of one channel, an annotation of another grid or with other classes, one
-            that is being worked on.
+        NnplugError: no such sample, no volume of one channel, an annotation or a copy of another grid or with other
+            classes, one that is being worked on.
     """
     numbers = {one.name: number for number, one in enumerate(classes, 1)}
     dark, bright = otsu or list(numbers)[:2]
@@ -133,8 +140,10 @@ def open_session(
     image = _read_volume(source)
     lock = _lock(path, sample)
     try:
-        is_resumed = path.is_file()
-        if is_resumed:
+        is_resumed = path.is_file() and copy is None
+        if copy is not None:
+            labels = _read_copy(copy, image, classes)
+        elif is_resumed:
             labels = _resume(path, image, classes)
         else:
             labels = segment_middle_slice(image.voxels[0], numbers[dark], numbers[bright])
@@ -199,6 +208,19 @@ def _resume(path: Path, image: Image, classes: Sequence[AnnotationClass]) -> np.
     return _checked(annotation.voxels[0], classes, str(path))
 
 
+def _read_copy(path: Path, image: Image, classes: Sequence[AnnotationClass]) -> np.ndarray:
+    try:
+        labels = np.load(path, allow_pickle=False)["labels"]
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise NnplugError(f"--from {path}: no copy of an annotation can be read from it ({error}).") from None
+    if labels.shape != image.size:
+        found, expected = ("x".join(map(str, shape)) for shape in (labels.shape, image.size))
+        raise NnplugError(
+            f"--from {path}: it has {found} voxels, the volume has {expected}. Name the copy of this one."
+        )
+    return _checked(labels, classes, f"--from {path}")
+
+
 def _checked(labels: np.ndarray, classes: Sequence[AnnotationClass], where: str) -> np.ndarray:
     if labels.dtype.kind in "ui" and labels.min() >= 0 and labels.max() <= len(classes):
         return labels.astype(np.uint8)  # without the sorting that takes seconds for a large volume
@@ -258,7 +280,8 @@ def _put_elsewhere(path: Path, labels: np.ndarray) -> str:
     failures = []
     for choose in (lambda: path.parent, tempfile.gettempdir, Path.home):
         try:
-            return f"The annotation is in {_write_copy(Path(choose()), path.name, labels)} now."
+            copy = _write_copy(Path(choose()), path.name, labels)
+            return f"The annotation is in {copy} now. To go on with it give --from that file."
         except Exception as error:  # the next folder is tried
             failures.append(str(error))
     return f"Nor could it be put elsewhere, so what was painted since the last save is lost: {'; '.join(failures)}."

@@ -35,6 +35,8 @@ def add_parser(subparsers: Any) -> None:
     add("--classes", metavar="FILE", type=Path, required=True, help=classes)
     otsu = "classes that dark and bright voxels of the middle slice begin with (default: the first two)"
     add("--otsu", metavar=("DARK", "BRIGHT"), nargs=2, help=otsu)
+    copy = "go on with a copy (.npz) that was made because the last save failed"
+    add("--from", dest="copy", metavar="FILE", type=Path, help=copy)
     autosave = "minutes from one save to the next (default: %(default)s)"
     add("--autosave", metavar="MINUTES", type=float, default=1.0, help=autosave)
     parser.set_defaults(func=run)
@@ -50,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
         raise NnplugError(f"--autosave {args.autosave:g}: expected minutes, above 0.")
     classes = read_classes(args.classes)
     require_window()
-    with open_session(args.images, args.annotations, args.sample, classes, args.otsu) as session:
+    with open_session(args.images, args.annotations, args.sample, classes, args.otsu, args.copy) as session:
         begun = "resumed" if session.is_resumed else "begun with the middle slice by Otsu's threshold"
+        begun = begun if args.copy is None else f"as it was in {args.copy}"
         print(f"{session.path}: {begun}.")
         annotate(session, args.autosave)
     print(f"{session.path}: saved.")
