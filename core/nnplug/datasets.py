@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -40,8 +41,13 @@ def environment_folder(variable: str) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise NnplugError(f"nnUNet_results={value} can not be created ({error.strerror}).") from None
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise NnplugError(f"nnUNet_results={value} is not writable. Mend its permissions or choose another folder.")
+        try:
+            tempfile.TemporaryFile(dir=folder).close()  # of a network drive or root only trying tells
+        except OSError as error:
+            raise NnplugError(
+                f"nnUNet_results={value} is not writable ({error.strerror}). Mend its permissions or choose another "
+                "folder."
+            ) from None
     if not folder.is_dir():
         raise NnplugError(f"{variable}={value} is not a folder.")
     return folder
