@@ -177,11 +177,11 @@ def main() -> None:
     is_chosen = lambda name: not args.part or any(part in name for part in args.part)  # noqa: E731
     text = "\n".join(
         [
-            f"Task04_Hippocampus, 32 cases to train on, 8 to validate, 200 steps of {VOLUMES['batch_size']} patches, no mirroring:",
+            f"Task04_Hippocampus, 32 cases to train on, 8 to validate, 200 steps of {VOLUMES['batch_size']} patches:",
             "",
             *volumes(is_chosen, train=not args.table),
             "",
-            f"2D nuclei, 88 images to train on, 22 to validate, 200 steps of {NUCLEI['batch_size']} patches, no mirroring, by seed:",
+            f"2D nuclei, 88 images to train on, 22 to validate, 200 steps of {NUCLEI['batch_size']} patches, by seed:",
             "",
             *nuclei(is_chosen, train=not args.table),
         ]
