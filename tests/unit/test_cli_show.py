@@ -98,6 +98,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         "version": "2.1",
         "file": "acme_nets/__init__.py:7",
         "more_settings": {},
+        "unnamed_settings": [],
         "settings": {
             "loss_fn.weight": {"term": "loss_fn.weight=2", "distribution": None, "version": None, "file": None}
         },
@@ -137,7 +138,27 @@ def test_a_setting_that_the_code_does_not_have(sources: Path, capsys: pytest.Cap
         "nnplug: error: network_builder acme_nets.net:Net has no setting 'widht' (did you mean width?). "
         "It takes: width, act.\n"
     )
-    assert main(["show", "blob+loss_fn.anything=4"]) == 0  # there are **kwargs
+    assert main(["show", "blob+loss_fn.anything=4"]) == 0
+    assert "\nloss_fn has no parameter anything: its **kwargs take any. Misspelt?\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        (
+            "acme_gone.nets:Net",
+            "'acme_gone.nets:Net': there is no module 'acme_gone'. Is its package installed?",
+        ),
+        ("acme_nets.loss:blobb", "'acme_nets.loss:blobb': 'acme_nets.loss' has no 'blobb' (did you mean blob?)."),
+    ],
+)
+def test_code_that_is_not_there(
+    sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ref: str, message: str
+) -> None:
+    recipe = tmp_path / "my.toml"
+    recipe.write_text(f"[loss_fn]\nuse = '{ref}'\n")
+    assert main(["show", str(recipe), "--trust-code"]) == 2
+    assert capsys.readouterr().err.startswith(f"nnplug: error: {message}")
 
 
 def test_what_stock_nnunet_can_not_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +171,11 @@ def test_what_stock_nnunet_can_not_predict(tmp_path: Path, capsys: pytest.Captur
     )
 
 
-def test_code_of_a_recipe_has_to_be_trusted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_of_a_recipe_has_to_be_trusted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_losses.py").write_text("def blob(output, target): ...\n")
     recipe = tmp_path / "my.toml"
     recipe.write_text("loss_fn = 'my_losses:blob'\n")
     assert main(["show", str(recipe)]) == 2

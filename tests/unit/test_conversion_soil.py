@@ -91,7 +91,7 @@ def test_the_channel_name_chooses_what_baking_in_does(soil: Soil, normalization:
     if normalization == "rgb_to_0_1":
         soil.voxels = (soil.voxels % 256).astype(np.uint8)
         soil.save()
-    target = soil.convert(normalization=normalization, bake_in=True, margin=None)
+    target = soil.convert(normalization=normalization, bake_in=True, no_crop=True)
     scheme = get_normalization_scheme(normalization)(use_mask_for_norm=False, intensityproperties={})
     expected = scheme.run(soil.voxels.astype(np.float32), None)
     written = read_image(target / "imagesTr/a_0000.nii.gz").voxels
@@ -109,7 +109,7 @@ def test_baking_in_looks_at_the_whole_volume(soil: Soil) -> None:
 
 
 def test_the_whole_volume(soil: Soil) -> None:
-    target = soil.convert(margin=None, file_ending=".tif")
+    target = soil.convert(no_crop=True, file_ending=".tif")
     assert np.array_equal(read_image(target / "imagesTr/a_0000.tif").voxels[0], soil.voxels)
     assert json.loads((target / "dataset.json").read_text())["overwrite_image_reader_writer"] == "Tiff3DIO"
 
@@ -150,7 +150,10 @@ def test_settings_in_a_file(soil: Soil, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == f"{target}: 1 case converted.\n"
     assert np.array_equal(read_image(target / "imagesTr/a_0000.nii.gz").voxels[0], soil.voxels[BOX])
     assert main(["convert", "soil", "--settings", str(path), "-np", "0", "--dataset-id", "6", "--no-crop"]) == 2
-    assert "was made with other settings (margin)" in capsys.readouterr().err
+    assert "was made with other settings (no_crop)" in capsys.readouterr().err
+    path.write_text(path.read_text() + "no_crop = true\n")
+    assert main(["convert", "soil", "--settings", str(path), "-np", "0", "--dataset-id", "7"]) == 0
+    assert np.array_equal(read_image(soil.raw / "Dataset007_Soil/imagesTr/a_0000.nii.gz").voxels[0], soil.voxels)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +197,7 @@ def test_mistakes_in_the_file(tmp_path: Path, text: str, message: str) -> None:
 )
 def test_mistakes(soil: Soil, options: dict[str, Any], message: str) -> None:
     assert message in soil.refusal(**options)
-    assert not list(soil.raw.rglob("dataset.json"))
+    assert not list(soil.raw.glob("*")), "an empty data set would take the id away"
 
 
 def test_what_does_not_belong_together(soil: Soil) -> None:

@@ -109,6 +109,7 @@ def test_the_spacing_is_that_of_the_case(folders: Callable[..., tuple[Path, Path
     wide = nnplug.evaluate(truth, predictions, tolerance_mm=2.5)
     assert result["mean"]["1"]["surface_dice"] < 1 == wide["mean"]["1"]["surface_dice"]
     assert (result["settings"]["tolerance_mm"], wide["settings"]["tolerance_mm"]) == (1.0, 2.5)
+    assert (result["settings"]["tolerance_voxels"], wide["settings"]["tolerance_voxels"]) == (0.4, 1.0)
 
 
 def test_worker_processes_give_the_same(folders: Callable[..., tuple[Path, Path]]) -> None:

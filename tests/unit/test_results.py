@@ -10,7 +10,9 @@ import pytest
 from nnplug.models.results import combine, fold_result, with_results_dir
 
 
-def result(folder: Path, fold: int, dice: float, checkpoint: str | None = "checkpoint_final.pth") -> dict[str, Any]:
+def result(
+    folder: Path, fold: int, dice: float, checkpoint: str | None = "checkpoint_final.pth", **options: Any
+) -> dict[str, Any]:
     place = folder / "adam__nnUNetPlans__2d" / f"fold_{fold}"
     (place / "validation").mkdir(parents=True)
     metrics = {"Dice": dice, "IoU": float("nan")}
@@ -21,8 +23,8 @@ def result(folder: Path, fold: int, dice: float, checkpoint: str | None = "check
         trainer="adam",
         checkpoint=checkpoint,
         validation_loss=-dice,
-        obstacle=None,
         seconds=10.04,
+        **{"obstacle": None, **options},
     )
 
 
@@ -53,6 +55,13 @@ def test_a_value_that_one_fold_lacks_is_the_mean_of_the_others(tmp_path: Path) -
 def test_the_command_predicts_with_the_checkpoint_that_was_validated(tmp_path: Path) -> None:
     both = combine([result(tmp_path, fold, 0.5, "checkpoint_best.pth") for fold in (0, 1)])
     assert both["predict_command"].endswith(" -f 0 1 -p nnUNetPlans -tr 'adam' -chk checkpoint_best.pth")
+
+
+def test_code_that_was_trusted_has_to_be_trusted_again(tmp_path: Path) -> None:
+    folds = [result(tmp_path, fold, 0.5, obstacle="it is mine", trust_code=True) for fold in (0, 1)]
+    for one in (folds[0], combine(folds), with_results_dir(combine(folds), tmp_path)):
+        assert " -tr 'adam' --trust-code" in one["predict_command"]
+    assert "--trust-code" not in result(tmp_path / "stock", 0, 0.5, trust_code=True)["predict_command"]
 
 
 def test_there_is_no_command_without_a_checkpoint(tmp_path: Path) -> None:

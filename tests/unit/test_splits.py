@@ -131,9 +131,13 @@ def test_held_out_cases_are_in_no_fold(lab: Lab, capsys: pytest.CaptureFixture[s
     assert f"{lab.folder / 'splits_held_out.json'}: 4 cases, in no fold." in capsys.readouterr().out
     assert lab.run("check") == 0
 
-    # without any, the list of the old splits goes
+    # without any, the list of the old splits goes, and is kept
     assert lab.run("make", "-k", 2, "--overwrite") == 0
     assert not (lab.folder / "splits_held_out.json").exists()
+    [old] = lab.folder.glob("replaced_splits_held_out_*.json")
+    assert f"No longer held out: {', '.join(kept)}. The old list is kept as {old.name}; " in capsys.readouterr().out
+    assert lab.run("make", "-k", 2, "--overwrite", "--held-out", old) == 0
+    assert json.loads((lab.folder / "splits_held_out.json").read_text()) == kept
 
 
 def test_held_out_cases_from_a_file(lab: Lab, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from nnplug import NnplugError
 from nnplug.cli import main
 from nnplug.devices import choose_training_device
 from nnplug.files.folder_use import FolderUse
+from nnplug.planning.data import find_raw_data
+from nnplug.planning.data_record import write_record
+from nnplug.training.data_remarks import describe_data
 from nnplug.training.fold_training import load_pretrained
 from nnplug.training.training import choose_folds, count_gpus, train
 from support.datasets import DatasetForTests
@@ -23,6 +27,14 @@ from support.datasets import DatasetForTests
 def refused(message: str, *args: Any, **kwargs: Any) -> None:
     with pytest.raises(NnplugError, match=message):
         train(*args, **{"device": "cpu", **kwargs})
+
+
+@pytest.fixture
+def own(tiny_dataset: DatasetForTests, tmp_path: Path) -> Any:
+    """A data set that no other test run reads."""
+    dataset = tiny_dataset.private_copy(tmp_path / "own")
+    with dataset.activated():
+        yield dataset
 
 
 @pytest.fixture
@@ -198,12 +210,12 @@ class WaitingError(Exception):
     """The training would wait now."""
 
 
-def test_data_that_are_made_anew_are_waited_for(active: DatasetForTests) -> None:
+def test_data_that_are_made_anew_are_waited_for(own: DatasetForTests) -> None:
     def tell(message: str) -> None:
         if "--clean" in message:
             raise WaitingError(message)
 
-    folder = active.preprocessed_folder
+    folder = own.preprocessed_folder
     with FolderUse(folder) as other:
         other.make_anew()
         with pytest.raises(WaitingError) as waiting:
@@ -212,8 +224,8 @@ def test_data_that_are_made_anew_are_waited_for(active: DatasetForTests) -> None
 
 
 @pytest.mark.parametrize("command", ["fingerprint", "preprocess", "preprocess --shard 1/2", "plan_and_preprocess"])
-def test_a_training_keeps_its_data(active: DatasetForTests, command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = active.preprocessed_folder
+def test_a_training_keeps_its_data(own: DatasetForTests, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = own.preprocessed_folder
     with FolderUse(folder) as training:
         training.read()
         assert main([*command.split(), "-d", "901", "--clean", "--no_pbar"]) == 2
@@ -223,11 +235,47 @@ def test_a_training_keeps_its_data(active: DatasetForTests, command: str, capsys
     )
 
 
-def test_the_data_are_kept_while_a_fold_is_trained(active: DatasetForTests, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_are_kept_while_a_fold_is_trained(own: DatasetForTests, monkeypatch: pytest.MonkeyPatch) -> None:
     def train_fold(job: Any) -> dict[str, Any]:
-        with FolderUse(active.preprocessed_folder) as other, pytest.raises(NnplugError, match="A training reads"):
+        with FolderUse(own.preprocessed_folder) as other, pytest.raises(NnplugError, match="A training reads"):
             other.make_anew()
         return {"fold": job.fold}
 
     monkeypatch.setattr("nnplug.training.training.train_fold", train_fold)
     assert train(901, "2d", [0, 1], device="cpu", on_message=lambda _: None) == [{"fold": 0}, {"fold": 1}]
+
+
+def remarks_on(dataset: DatasetForTests, **options: bool) -> list[str]:
+    folder = dataset.preprocessed_folder
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    with dataset.activated():
+        return describe_data(folder, plans, "3d_fullres", options.get("all_data", False))
+
+
+def test_raw_data_that_have_changed(tiny_dataset: DatasetForTests, tmp_path: Path) -> None:
+    dataset = tiny_dataset.private_copy(tmp_path / "private")
+    with dataset.activated():
+        write_record(find_raw_data(901))
+    assert remarks_on(dataset) == []
+    os.utime(next((dataset.raw_folder / "imagesTr").iterdir()), (1, 1))
+    [remark] = remarks_on(dataset)
+    assert remark.startswith(f"{dataset.preprocessed_folder} was made from other data: 1 case with changed files (")
+    assert remark.endswith("to make them anew: nnplug plan_and_preprocess -d Dataset901_Tiny --clean")
+    shutil.rmtree(dataset.raw_folder / "imagesTr")
+    assert remarks_on(dataset) == [], "raw data that were archived are not needed"
+
+
+def test_cases_in_no_fold(tiny_dataset: DatasetForTests, tmp_path: Path) -> None:
+    dataset = tiny_dataset.private_copy(tmp_path / "private")
+    path = dataset.preprocessed_folder / "splits_final.json"
+    splits = json.loads(path.read_text())
+    [gone] = splits[0]["val"]
+    left = [{part: [name for name in fold[part] if name != gone] for part in fold} for fold in splits]
+    path.write_text(json.dumps(left))
+    assert remarks_on(dataset) == [
+        f"1 preprocessed case in no fold of {path} and not held out ({gone}): not trained with. To make folds of all "
+        "cases: nnplug splits make --overwrite"
+    ]
+    assert remarks_on(dataset, all_data=True) == []
+    (dataset.preprocessed_folder / "splits_held_out.json").write_text(json.dumps([gone]))
+    assert remarks_on(dataset) == []

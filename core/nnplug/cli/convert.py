@@ -144,7 +144,7 @@ def _add_soil(actions: Any) -> None:
     add("--classes", metavar="NAME", nargs="+", help="names of the classes in the order of their numbers")
     add("--unlabelled", metavar="N", type=int, help="number of what is not annotated: 0 (default), -1 or another")
     add("--margin", metavar="N", type=int, help="voxels kept around the annotated part (default: 32)")
-    add("--no-crop", action="store_true", help="keep whole volumes")
+    add("--no-crop", action="store_true", default=None, help="keep whole volumes")
     norm = "noNorm, zscore (default), rescale_to_0_1 or rgb_to_0_1: the channel's name, by which nnU-Net normalises"
     add("--normalization", metavar="NAME", help=norm)
     add("--bake-in", action="store_true", default=None, help="normalise the voxels now; the channel's name is noNorm")
@@ -240,15 +240,13 @@ def run_images(args: argparse.Namespace) -> int:
 
 
 def run_soil(args: argparse.Namespace) -> int:
-    from dataclasses import fields, replace
+    from dataclasses import fields
 
     from nnplug.conversion.soil import SoilSettings, convert_soil, load_settings
 
     given = {field.name: getattr(args, field.name, None) for field in fields(SoilSettings)}
     given["spacing"] = " ".join(args.spacing) if args.spacing else None
     settings = load_settings(args.settings, given)
-    if args.no_crop:
-        settings = replace(settings, margin=None)
     return _report(args, convert_soil(settings, _pool(args), overwrite=args.overwrite, dry_run=args.dry_run))
 
 

@@ -12,6 +12,8 @@ EXAMPLE = """example:
   nnplug evaluate labelsTs predictions -djfile dataset.json -pfile plans.json -o summary.json --csv table.csv
   nnplug evaluate nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__2d/fold_0 --csv fold_0.csv
 """
+#: The surface Dice was made for tolerances of a few voxels.
+_MANY_VOXELS = 5
 
 
 def add_parser(subparsers: Any) -> None:
@@ -94,5 +96,9 @@ def _print(result: dict[str, Any], files: list[Path]) -> None:
     print(f"Means over {count(len(result['metric_per_case']), 'case')}; a case without the class is left out.")
     for name, number in undefined_distances(result).items():
         print(f"HD95 of {name} leaves out {count(number, 'case')} in which only truth or prediction has it.")
+    voxels = result["settings"]["tolerance_voxels"] or 0
+    if voxels > _MANY_VOXELS:
+        tolerance = result["settings"]["tolerance_mm"]
+        print(f"Surfaces count as equal within {tolerance:g} mm, which is {voxels:g} voxels here. Set --tolerance MM.")
     for path in files:
         print(f"Written: {path}")

@@ -18,8 +18,9 @@ EXAMPLE = """example:
   nnplug show ./my.toml --json
 """
 
-# Arguments that come from other fields or from the run.
-_GIVEN = ("context", "deep_supervision", "initial_lr", "log", "lr", "num_epochs", "patch_size", "weight_decay")
+# Arguments that come from other fields or from the run; a loss may have a setting of its own with such a name.
+_GIVEN = ("context", "initial_lr", "log", "lr", "num_epochs", "patch_size", "weight_decay")
+_GIVEN_TO_NETWORKS = ("deep_supervision",)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -60,6 +61,7 @@ def describe_trainer(resolved: ResolvedConfig) -> dict[str, Any]:
     from nnplug.composition.layers import leaves
     from nnplug.composition.portability import needed_packages, stock_prediction_obstacle
     from nnplug.composition.resolved import plain
+    from nnplug.composition.signatures import check_exists
     from nnplug.discovery.stock_names import fields_set_by
 
     config = resolved.config
@@ -72,7 +74,10 @@ def describe_trainer(resolved: ResolvedConfig) -> dict[str, Any]:
         for setting in [name for name in resolved.origins if name.startswith(f"{key}.")]:
             rows[key].setdefault("settings", {})[setting] = _origin(resolved.origins[setting])
         if isinstance(value, Component) and key != "base_trainer":
+            if isinstance(value.target, str):
+                check_exists(value.target)
             rows[key]["more_settings"] = _more_settings(key, value)
+            rows[key]["unnamed_settings"] = _unnamed_settings(value)
     implied = fields_set_by(config.base_trainer.target) if config.base_trainer else {}
     obstacle = stock_prediction_obstacle(resolved)
     return {
@@ -101,9 +106,10 @@ def _more_settings(field: str, component: Component) -> dict[str, str]:
     signature = read_signature(component.target)
     if signature is None:
         return {}
+    given = _GIVEN + (_GIVEN_TO_NETWORKS if field == "network_builder" else ())
     unknown = [name for name in component.kwargs if name not in signature.names]
     if unknown and not signature.takes_any:
-        settable = [name for name in signature.defaults if name not in _GIVEN]
+        settable = [name for name in signature.defaults if name not in given]
         raise NnplugError(
             f"{field} {describe(component.target)} has no setting '{unknown[0]}'{did_you_mean(unknown[0], settable)}. "
             f"It takes: {', '.join(settable) or 'none'}."
@@ -111,8 +117,16 @@ def _more_settings(field: str, component: Component) -> dict[str, str]:
     return {
         name: default
         for name, default in signature.defaults.items()
-        if name not in _GIVEN and name not in component.kwargs
+        if name not in given and name not in component.kwargs
     }
+
+
+def _unnamed_settings(component: Component) -> list[str]:
+    """Settings that only a ``**kwargs`` takes: a misspelt one would be among them."""
+    from nnplug.composition.signatures import read_signature
+
+    signature = read_signature(component.target)
+    return [name for name in component.kwargs if signature is not None and name not in signature.names]
 
 
 def _origin(origin: Origin) -> dict[str, Any]:
@@ -146,6 +160,9 @@ def _print(report: dict[str, Any], with_unset: bool) -> None:
         print("\nMore settings with their defaults, set as in +FIELD.SETTING=VALUE:")
     for key, settings in more.items():
         print(f"  {key}: {', '.join(f'{name}={default}' for name, default in settings.items())}")
+    for key, row in report["fields"].items():
+        if row.get("unnamed_settings"):
+            print(f"\n{key} has no parameter {', '.join(row['unnamed_settings'])}: its **kwargs take any. Misspelt?")
     print()
     prediction = report["stock_prediction"]
     if not prediction["possible"]:

@@ -43,6 +43,12 @@ class Registration:
     is_file: bool = False
 
     @property
+    def typed(self) -> str:
+        """What a user types for it: a recipe by path has a name with a hash, which nobody can look up."""
+        is_by_path = self.is_file and self.distribution is None
+        return self.file if is_by_path and self.file else self.name
+
+    @property
     def where(self) -> str | None:
         """File and line of the registration."""
         return f"{self.file}:{self.line}" if self.line else self.file
@@ -134,6 +140,7 @@ class Composer:
         """What one trainer sets, with everything that it extends."""
         config = registration.config
         layer = self._inherited(registration, ancestors) if config.extends else Layer(registration.name)
+        layer.typed = registration.typed
         for key in config.unset:
             known = layer.keys_of(key)
             if not known:

@@ -20,6 +20,7 @@ class Layer:
 
     Attributes:
         name: as it is spelled in names.
+        typed: as a user types it.
         values: by key.
         origins: by key, and for settings of components that were assigned (``loss_fn.weight``).
         implied: fields that the base trainer decides in its class, with that class; without those in `values`.
@@ -31,6 +32,7 @@ class Layer:
     origins: dict[str, Origin] = field(default_factory=dict)
     implied: dict[str, str] = field(default_factory=dict)
     distributions: dict[str, str] = field(default_factory=dict)
+    typed: str = ""
 
     def put(self, key: str, value: Any, origin: Origin) -> None:
         """Set a key; below plans it takes the place of what is above and below it."""
@@ -161,11 +163,11 @@ def _conflict(key: str, one: Layer, other: Layer, text: str) -> NnplugError:
         return NnplugError(f"{message} To decide: {text}+{key}={spell_value(key, owner.values.get(key))}")
     if implied:
         owner = other if key in other.values else one
-        return NnplugError(f"{message} To decide: {text}+{key}=@{owner.name}")
+        return NnplugError(f"{message} To decide: {text}+{key}=@{owner.typed}")
     parts = [name for name in CODE_FIELDS if name in other.values and name not in one.values]
     if parts:
-        return NnplugError(f"{message} To take one part of the other: {one.name}+{parts[0]}=@{other.name}")
-    return NnplugError(f"{message} To decide: {text}+{key}=@{other.name}")
+        return NnplugError(f"{message} To take one part of the other: {one.typed}+{parts[0]}=@{other.typed}")
+    return NnplugError(f"{message} To decide: {text}+{key}=@{other.typed}")
 
 
 def spell_value(key: str, value: Any) -> str:

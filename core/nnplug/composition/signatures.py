@@ -11,6 +11,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
+from nnplug.composition.checks import did_you_mean
+from nnplug.errors import NnplugError
+
 _MOST_STEPS = 6  # from a package's re-export, or from a subclass, to where the arguments are
 
 
@@ -44,6 +47,40 @@ def read_signature(target: Callable[..., Any] | str) -> Signature | None:
         {one.name: repr(one.default) for one in named if one.default is not one.empty},
         any(one.kind is one.VAR_KEYWORD for one in found),
     )
+
+
+def check_exists(ref: str) -> None:
+    """Refuse a reference to what is surely not there; without importing, some can not be told from a typo.
+
+    Raises:
+        NnplugError: there is no such module, or its source binds no such name.
+    """
+    module, _, name = ref.partition(":")
+    root = module.partition(".")[0]
+    if importlib.util.find_spec(root) is None:
+        raise NnplugError(
+            f"'{ref}': there is no module '{root}'. Is its package installed? A module of your own is found through "
+            "PYTHONPATH."
+        )
+    path = _source_file(module)
+    bound = _bound_names(path) if path is not None else None
+    if bound is not None and name.partition(".")[0] not in bound:
+        raise NnplugError(f"'{ref}': '{module}' has no '{name}'{did_you_mean(name, bound)}.")
+
+
+def _bound_names(path: Path) -> list[str] | None:
+    """Names of a module's own, None where its source does not tell them all."""
+    names: list[str] = []
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names += [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets):
+            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif not isinstance(node, ast.Expr):  # an if, a try, a loop: what runs decides
+            return None
+    return None if {"*", "__getattr__"} & set(names) else names
 
 
 def _of_definition(module: str, name: str, steps: int) -> Signature | None:

@@ -87,8 +87,7 @@ def convert_images(files: ImageFiles, pool: Pool, *, overwrite: bool = False, dr
     source = files.table or files.folder
     found = _find(files)
     raise_problems(source, found.problems)
-    first = next(iter(found.images.values()))
-    channels, ending, reader = _describe(files, found, first)
+    channels, ending, reader = _describe(files, found)
     description: dict[str, Any] = {
         "channel_names": {str(index): name for index, name in enumerate(channels)},
         "labels": {name: index for index, name in enumerate(files.labels)},
@@ -141,12 +140,9 @@ def _label(found: FoundFiles, name: str) -> tuple[Path, ...]:
     return (found.labels[name],) if name in found.labels else ()
 
 
-def _describe(files: ImageFiles, found: FoundFiles, first: Sequence[Path]) -> tuple[list[str], str, dict[str, str]]:
-    """Channel names, ending and nnU-Net's reader, from the first case where they are not given."""
-    try:
-        images = [read_image(path) for path in first]
-    except UnreadableImageError as error:
-        raise NnplugError(f"{error}. Mend the file, or leave the case out.") from None
+def _describe(files: ImageFiles, found: FoundFiles) -> tuple[list[str], str, dict[str, str]]:
+    """Channel names, ending and nnU-Net's reader, from the first readable case where they are not given."""
+    first, images = _read_one(found)
     number = sum(len(image.voxels) for image in images)
     if files.channels is not None:
         channels = list(files.channels)
@@ -161,6 +157,16 @@ def _describe(files: ImageFiles, found: FoundFiles, first: Sequence[Path]) -> tu
     if ending not in TARGET_ENDINGS:
         raise NnplugError(f"--file-ending {ending}: nnU-Net has {', '.join(TARGET_ENDINGS)}.")
     return channels, ending, reader_for(ending, len(images[0].size))
+
+
+def _read_one(found: FoundFiles) -> tuple[Sequence[Path], list[Image]]:
+    refusal: UnreadableImageError | None = None
+    for paths in found.images.values():
+        try:
+            return paths, [read_image(path) for path in paths]
+        except UnreadableImageError as error:  # it is named with the others that fail
+            refusal = refusal or error
+    raise NnplugError(f"No image can be read: {refusal}. Mend the files.") from refusal
 
 
 def _write_inventory(

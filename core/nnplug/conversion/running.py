@@ -93,11 +93,12 @@ def run(conversion: Conversion, pool: Pool, *, overwrite: bool, dry_run: bool) -
         waiting = {name: case for name, case in conversion.cases.items() if name not in finished}
         _work_on(conversion, waiting, pool, None)
         return Outcome(conversion.target, list(waiting), len(conversion.cases))
+    is_new = not conversion.target.exists()
     try:
         conversion.target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(conversion.target, error) from None
-    with _only_one(conversion.target), _temporary_folder(conversion.target):
+    with _only_one(conversion.target), _leave_no_empty(conversion.target, is_new), _temporary_folder(conversion.target):
         finished = _begin(conversion, overwrite)
         waiting = {name: case for name, case in conversion.cases.items() if name not in finished}
         if waiting or not (conversion.final_file and conversion.final_file.is_file()):
@@ -259,6 +260,17 @@ def _only_one(target: Path) -> Iterator[None]:
         raise NnplugError(
             f"Another conversion is writing into {target}. Wait for it, or choose another target."
         ) from None
+
+
+@contextlib.contextmanager
+def _leave_no_empty(target: Path, is_new: bool) -> Iterator[None]:
+    """A new folder into which no case was converted would only take its data set's id away."""
+    try:
+        yield
+    except BaseException:
+        if is_new and not _read_log(target)[1]:
+            shutil.rmtree(target, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager

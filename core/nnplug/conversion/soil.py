@@ -40,7 +40,8 @@ class SoilSettings:
         dataset_id, dataset_name: of the new data set.
         classes: names of the classes in the order of their numbers.
         unlabelled: number of voxels to be predicted, 0 or -1 (255 where -1 was saved as an unsigned byte).
-        margin: voxels of context kept around the annotated part; None keeps the whole volume.
+        margin: voxels of context kept around the annotated part.
+        no_crop: keep whole volumes.
         normalization: one of ``NORMALIZATIONS``; becomes the channel's name, so that prediction normalises alike.
         bake_in: normalise the voxels of the whole volume now, as float32, and name the channel noNorm.
         image_postfix, annotation_postfix: end of the names, with the ending, as ``_image.tif``.
@@ -55,7 +56,8 @@ class SoilSettings:
     dataset_name: str
     classes: tuple[str, ...]
     unlabelled: int = 0
-    margin: int | None = 32
+    margin: int = 32
+    no_crop: bool = False
     normalization: str = "zscore"
     bake_in: bool = False
     image_postfix: str = ".tif"
@@ -123,7 +125,7 @@ def _check(where: str, settings: SoilSettings) -> None:
     ):
         if value not in known:
             raise NnplugError(f"{where}: {key} is '{value}'. Choose one of {', '.join(known)}.")
-    if settings.margin is not None and settings.margin < 0:
+    if settings.margin < 0:
         raise NnplugError(f"{where}: margin is {settings.margin}. Give 0 or more voxels, or --no-crop.")
     last = settings.first_value + len(settings.classes) - 1
     if len(settings.classes) < 2 or len(set(settings.classes)) < len(settings.classes):
@@ -210,7 +212,7 @@ def _convert_case(settings: SoilSettings, name: str, work: tuple[Path, Path]) ->
     annotated = label != len(settings.classes)
     if not annotated.any():
         raise CaseFailure(f"{annotation_path}: every voxel is {settings.unlabelled}, nothing is annotated")
-    if settings.margin is not None:
+    if not settings.no_crop:
         box = box_around(annotated, settings.margin)
         image, label = crop(image, box), label[box]
     outputs = image_outputs(f"imagesTr/{name}", [image], settings.file_ending)

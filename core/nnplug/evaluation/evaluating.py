@@ -15,6 +15,7 @@ from nnplug.evaluation.folders import Pairs, find_fold, find_folders, find_pairs
 from nnplug.evaluation.tables import csv_text
 from nnplug.files.atomic_file import replace_file
 from nnplug.files.json_files import as_plain_json, write_json
+from nnplug.image_headers import read_header
 from nnplug.inventory.problems import Problem, raise_problems
 from nnplug.models.descriptions import Descriptions, find_description, read_descriptions
 from nnplug.processes.case_pool import Pool, choose_num_processes
@@ -79,6 +80,7 @@ def evaluate(
     result["settings"] = {
         "classes": _class_names(descriptions.dataset_json["labels"], result["mean"]),
         "tolerance_mm": settings.tolerance_mm,
+        "tolerance_voxels": _in_voxels(settings.tolerance_mm, pairs, settings.reader.__name__),
         "instances": instances,
     }
     if output is not None:
@@ -86,6 +88,14 @@ def evaluate(
     if csv is not None:
         replace_file(Path(csv), lambda file: file.write(csv_text(result, pairs).encode()))
     return result
+
+
+def _in_voxels(tolerance_mm: float | None, pairs: Pairs, reader: str) -> float | None:
+    """The tolerance by the largest spacing of the first case."""
+    header = read_header(next(iter(pairs.values()))[0], reader)
+    if tolerance_mm is None or header is None or not header.spacing_mm:
+        return None
+    return float(f"{tolerance_mm / max(header.spacing_mm):.4g}")
 
 
 def _settings(descriptions: Descriptions, tolerance_mm: float | None, instances: bool) -> MeasureSettings:

@@ -23,6 +23,7 @@ def fold_result(
     validation_loss: float | None,
     obstacle: str | None,
     seconds: float,
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """The result of a fold, with the metrics from ``validation/summary.json`` as nnU-Net wrote it.
 
@@ -57,7 +58,7 @@ def fold_result(
         "predict_command": None,
         "stock_prediction_obstacle": obstacle,
     }
-    return {**result, "predict_command": _predict_command(result, [fold])}
+    return {**result, "predict_command": _predict_command(result, [fold], trust_code=trust_code)}
 
 
 def combine(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def combine(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "fold": [r["fold"] for r in results],
         "metrics": metrics,
         "seconds": round(sum(r["seconds"] for r in results), 1),
-        "predict_command": _predict_command(common, [r["fold"] for r in results]),
+        "predict_command": _predict_command(common, [r["fold"] for r in results], trust_code=_trusts(common)),
         "folds": list(results),
     }
 
@@ -82,11 +83,15 @@ def with_results_dir(result: Mapping[str, Any], folder: str | Path | None) -> di
     Stock nnU-Net's commands can not be told.
     """
     folds = result["fold"] if isinstance(result["fold"], list) else [result["fold"]]
-    return {**result, "predict_command": _predict_command(result, folds, folder)}
+    return {**result, "predict_command": _predict_command(result, folds, folder, trust_code=_trusts(result))}
 
 
 def _predict_command(
-    result: Mapping[str, Any], folds: Sequence[int | str], results_dir: str | Path | None = None
+    result: Mapping[str, Any],
+    folds: Sequence[int | str],
+    results_dir: str | Path | None = None,
+    *,
+    trust_code: bool = False,
 ) -> str | None:
     """For a shell, None without a checkpoint: stock nnU-Net's where that can predict and finds the model."""
     if not result["checkpoint"]:
@@ -96,9 +101,15 @@ def _predict_command(
     chosen = " ".join(str(fold) if is_stock or fold != "all" else "fold_all" for fold in folds)
     model = f"-d {result['dataset']} -c {result['configuration']} -f {chosen} -p {result['plans']}"
     command = f"{program} -i INPUT -o OUTPUT {model} -tr '{result['trainer']}'"
+    if trust_code and result["stock_prediction_obstacle"]:
+        command += " --trust-code"
     if result["checkpoint"] != DEFAULT_CHECKPOINT:
         command += f" -chk {result['checkpoint']}"
     return command if results_dir is None else f"{command} --results-dir {shlex.quote(str(results_dir))}"
+
+
+def _trusts(result: Mapping[str, Any]) -> bool:
+    return "--trust-code" in (result["predict_command"] or "").split()
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -133,4 +133,7 @@ def set_aside_splits(data: PlanningData) -> str | None:
         return None
     kept = path.with_name(f"replaced_splits_final_{time.strftime('%Y-%m-%d_%H-%M-%S')}.json")
     os.replace(path, kept)
-    return f"{path.name} names cases that are gone ({shortened(sorted(gone))}); it is now {kept.name}."
+    return (
+        f"{path.name} names cases that are gone ({shortened(sorted(gone))}); it is now {kept.name}. The next "
+        "training draws random folds; for groups or held-out cases make them first: nnplug splits make"
+    )

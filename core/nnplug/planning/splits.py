@@ -210,14 +210,22 @@ def write_splits(data: PlanningData, splits: list[Split], held_out: Sequence[str
     path, beside = data.folder / FILE_NAME, data.folder / HELD_OUT_NAME
     messages = []
     check_free(data, overwrite)
+    now = time.strftime("%Y-%m-%d_%H-%M-%S")
     if path.is_file():
-        kept = path.with_name(f"replaced_splits_final_{time.strftime('%Y-%m-%d_%H-%M-%S')}.json")
+        kept = path.with_name(f"replaced_splits_final_{now}.json")
         messages.append(f"The old splits are kept as {kept.name}.")
         if trained := trained_folds(data.name):
             messages.append(
                 f"Trained with them: {shortened(trained)}. Such folds can not be continued, nor compared with new ones."
             )
     data.folder.mkdir(parents=True, exist_ok=True)
+    if beside.is_file() and (no_longer := sorted(set(read_names(beside)) - set(held_out))):
+        list_kept = beside.with_name(f"replaced_splits_held_out_{now}.json")
+        os.replace(beside, list_kept)
+        messages.append(
+            f"No longer held out: {shortened(no_longer)}. The old list is kept as {list_kept.name}; to hold out the "
+            f"same cases again: --held-out {list_kept}"
+        )
     if held_out:
         write_json(beside, list(held_out))
     else:

@@ -96,6 +96,7 @@ def predict(
     prev_stage = None if prev_stage_predictions is None else Path(prev_stage_predictions)
     # the checkpoint tells the configuration for sure; the folder's name tells it before anything is loaded
     _check_stage(model, model.path.name.split("__")[-1], prev_stage)
+    is_new = not Path(output).exists()
     cases, remaining = check_inputs(
         Path(inputs),
         Path(output),
@@ -118,8 +119,16 @@ def predict(
 
         from nnplug.prediction.model import load_model
 
-        loaded = load_model(model, chosen, checkpoint_name, trust_checkpoint=trust_checkpoint, trust_code=trust_code)
-        _check_stage(model, loaded.configuration, prev_stage)
+        try:
+            loaded = load_model(
+                model, chosen, checkpoint_name, trust_checkpoint=trust_checkpoint, trust_code=trust_code
+            )
+            _check_stage(model, loaded.configuration, prev_stage)
+        except NnplugError:
+            with contextlib.suppress(OSError):
+                if is_new:
+                    Path(output).rmdir()
+            raise
         if mirror and loaded.mirror_axes is None:
             print("The model was trained without mirroring, so it is predicted without.")
         print(f"Predicting {len(remaining)} cases with folds {', '.join(map(str, chosen))} on {target}.")

@@ -178,6 +178,7 @@ def _keep_result(trainer: Any, job: FoldJob, seconds: float) -> dict[str, Any]:
         validation_loss=losses[-1] if losses else None,
         obstacle=stock_prediction_obstacle(trainer.resolved, trainer.configuration_manager.preprocessor_name),
         seconds=seconds,
+        trust_code=trainer.resolved.trust_code,
     )
     fold_folder.write_result(job.fold_folder, result)
     return result

@@ -257,7 +257,8 @@ class ConfiguredTrainer(DataSeams):
         scales = self._get_deep_supervision_scales()
         loss_fn = self.resolved.config.loss_fn
         if loss_fn is None:
-            loss = super()._build_loss()
+            with np.errstate(invalid="ignore"):
+                loss = super()._build_loss()
             if isinstance(loss, DeepSupervisionWrapper) and len(loss.weight_factors) == 1:
                 loss.weight_factors = (1.0,)  # nnU-Net gives the last output weight 0, also when it is the only one
             return loss

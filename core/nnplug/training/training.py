@@ -18,6 +18,7 @@ from nnplug.discovery.registry import get_registry
 from nnplug.errors import NnplugError
 from nnplug.files.folder_use import FolderUse
 from nnplug.networks.network import configure_plans
+from nnplug.training.data_remarks import describe_data
 from nnplug.training.data_seams import NUM_FOLDS
 from nnplug.training.fold_training import FoldJob, train_fold
 
@@ -128,6 +129,8 @@ def train(
         )
         for fold in (["all"] if all_data else choose_folds(folds, folder, on_message))
     ]
+    for remark in describe_data(folder, configured, configuration, all_data):
+        on_message(f"nnplug: warning: {remark}")
     done = []
     with FolderUse(folder) as use:
         use.read(on_message)
