@@ -129,7 +129,9 @@ class _Pairs(list[tuple[str, Any]]):
 def _csv_rows(text: str, path: Path) -> list[tuple[str, Any]]:
     reader = csv.DictReader(text.splitlines())
     if not {"case", "weight"} <= set(reader.fieldnames or ()):
-        raise NnplugError(f"{path}: expected the columns case,weight in its first line.")
+        raise NnplugError(
+            f"{path}: expected the columns case,weight in its first line, in these letters and with commas."
+        )
     return [(row["case"], _number(row["weight"])) for row in reader]
 
 

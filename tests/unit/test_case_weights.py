@@ -57,8 +57,8 @@ def test_a_wrong_json_file(tmp_path: Path, text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("a,2\nb,1\n", "expected the columns case,weight in its first line."),
-        ("", "expected the columns case,weight in its first line."),
+        ("a,2\nb,1\n", "expected the columns case,weight in its first line, in these letters and with commas."),
+        ("", "expected the columns case,weight in its first line, in these letters and with commas."),
         ("case,weight\na,-2\n", "a: expected a weight >= 0, got -2.0."),
         ("case,weight\na,two\n", "a: expected a weight >= 0, got 'two'."),
         ("case,weight\na\n", "a: expected a weight >= 0, got None."),

@@ -263,7 +263,7 @@ def test_a_fold_of_a_model(
     (model / "fold_0" / "validation" / "c1.nii.gz").unlink()
     monkeypatch.delenv("nnUNet_raw", raising=False)
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
-    with pytest.raises(NnplugError, match=r"looked in nowhere, as neither variable is set\. Set one of them, or give"):
+    with pytest.raises(NnplugError, match=r"looked in nowhere, as neither variable is set\. Set one of them, name an"):
         nnplug.evaluate(model / "fold_0")
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))

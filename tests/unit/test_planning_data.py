@@ -109,7 +109,7 @@ def test_an_id_belongs_to_one_data_set(made: MadeInventory, tmp_path: Path) -> N
         open_inventory(made.path, 7, "Mine", tmp_path / "cache")
     assert str(caught.value) == (
         f"Dataset007_Mine and {tmp_path / 'cache' / 'Dataset007_Other'} have the same id, which nnU-Net can not tell "
-        "apart. Choose another id for one."
+        "apart. Choose another id for one, or for the same data set its whole name (--dataset-name)."
     )
 
 
@@ -144,7 +144,7 @@ def test_two_data_sets_with_one_id(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     assert raw_error(tmp_path, "4") == (
         "Dataset004_A and preprocessed/Dataset004_B have the same id, which nnU-Net can not tell apart. Choose another "
-        "id for one."
+        "id for one, or for the same data set its whole name (--dataset-name)."
     )
     (tmp_path / "Dataset004_C").mkdir()
     assert "Data set id 4 is taken twice in" in raw_error(tmp_path, "4")
@@ -262,7 +262,10 @@ def test_splits_of_cases_that_are_gone_are_set_aside(made: MadeInventory, tmp_pa
     path.write_text(json.dumps([{"train": ["case_0", "old"], "val": ["case_1"]}]))
     message = set_aside_splits(data)
     (kept,) = data.folder.glob("replaced_splits_final_*.json")
-    assert message == f"splits_final.json names cases that are gone (old); it is now {kept.name}."
+    assert message == (
+        f"splits_final.json names cases that are gone (old); it is now {kept.name}. The next training draws random "
+        "folds; for groups or held-out cases make them first: nnplug splits make"
+    )
     assert not path.exists()
 
 

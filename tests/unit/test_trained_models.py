@@ -142,6 +142,8 @@ def test_missing_folds_are_named_with_what_exists(tmp_path: Path) -> None:
     with pytest.raises(NnplugError) as caught:
         choose_folds(tmp_path, None, "checkpoint_mine.pth")
     assert str(caught.value) == f"{tmp_path} has no fold with checkpoint_mine.pth. {there}"
+    with pytest.raises(NnplugError, match=r"for fold_7\. .*fold_2 has no checkpoint\.$"):
+        choose_folds(tmp_path, [1, 7])
     assert choose_folds(tmp_path, None, "checkpoint_best.pth") == [0]
 
 

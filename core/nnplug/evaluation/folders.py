@@ -65,7 +65,8 @@ def find_fold(fold: Path) -> Folders:
         looked = " or ".join(map(str, places)) or "nowhere, as neither variable is set"
         raise NnplugError(
             f"The truth of {dataset} is in nnUNet_preprocessed (gt_segmentations) or nnUNet_raw (labelsTr); looked in "
-            f"{looked}. Set one of them, or give the folder of the truth in front of {fold / 'validation'}."
+            f"{looked}. Set one of them, name an inventory's cache with --cache-dir, or give the folder of the "
+            f"truth in front of {fold / 'validation'}."
         )
     # the splits may be others by now; stock nnU-Net leaves no record, and what it has validated is taken
     record = read_json(fold / "nnplug_fold.json") or {}

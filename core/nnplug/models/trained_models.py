@@ -121,12 +121,19 @@ def choose_folds(
         missing = [fold for fold in wanted if not has_checkpoint.get(fold)]
         if missing:
             names = ", ".join(f"fold_{fold}" for fold in missing)
-            raise NnplugError(f"{model_folder} has no {checkpoint_name} for {names}. {_what_exists(model_folder)}")
+            is_there = any(fold in has_checkpoint for fold in missing)
+            advice = " Another checkpoint is chosen with -chk." if is_there else ""
+            raise NnplugError(
+                f"{model_folder} has no {checkpoint_name} for {names}. {_what_exists(model_folder)}{advice}"
+            )
         return wanted
     ready = [fold for fold, is_there in has_checkpoint.items() if is_there]
     numbered: list[Fold] = [fold for fold in ready if fold != "all"]
     if not ready:
-        raise NnplugError(f"{model_folder} has no fold with {checkpoint_name}. {_what_exists(model_folder)}")
+        raise NnplugError(
+            f"{model_folder} has no fold with {checkpoint_name}. {_what_exists(model_folder)} "
+            "Another checkpoint is chosen with -chk."
+        )
     if "all" in ready and numbered:
         numbers = " ".join(map(str, numbered))
         raise NnplugError(
@@ -179,7 +186,7 @@ def _what_exists(model_folder: Path) -> str:
         checkpoints = sorted(path.name for path in (model_folder / name).glob("*.pth"))
         contents.append(f"{name} has {', '.join(checkpoints) or 'no checkpoint'}")
     more = f"; and {len(contents) - 5} more" if len(contents) > 5 else ""
-    return f"There: {'; '.join(contents[:5])}{more}. Another checkpoint is chosen with -chk."
+    return f"There: {'; '.join(contents[:5])}{more}."
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------

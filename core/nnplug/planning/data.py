@@ -140,7 +140,8 @@ def _check_id(name: str, folders: Sequence[Path]) -> None:
         others = [path for path in folder.glob(f"{number}_*") if path.is_dir() and path.name != name]
         if others:
             raise NnplugError(
-                f"{name} and {others[0]} have the same id, which nnU-Net can not tell apart. Choose another id for one."
+                f"{name} and {others[0]} have the same id, which nnU-Net can not tell apart. Choose another id for "
+                "one, or for the same data set its whole name (--dataset-name)."
             )
 
 
