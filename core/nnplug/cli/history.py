@@ -50,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
         for message in history.messages:
             print(f"nnplug: {message}", file=sys.stderr)
     rows = next(iter(histories.values())).rows if len(histories) == 1 else join_folds(histories)
+    if args.plot is not None:  # first: it may refuse the file's suffix
+        _plot(histories, args.plot)
     if args.csv is not None:
         write_csv(rows, args.csv)
-    if args.plot is not None:
-        _plot(histories, args.plot)
     if args.json:
         _print_json(histories)
     elif args.csv is None and args.plot is None:
