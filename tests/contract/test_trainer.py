@@ -170,6 +170,10 @@ def test_batch_size_wins_over_a_class_that_overwrites_the_plan(make_trainer: Mak
             r"returns shape \(2, 2, 24, 28, 24\) as output 0;",
         ),
         ({"network_builder": samples.build_empty}, r"returns an empty list; expected a tensor"),
+        (
+            {"network_builder": samples.build_a_number},
+            r"The network of '.+' is no network but int: its builder must return a torch\.nn\.Module\.",
+        ),
         ({"network_builder": samples.build_raises}, r"fails on a patch of 24x28x24: width must be even"),
         ({"network_builder": samples.build_without_flag}, r"must accept 'deep_supervision' \(or \*\*kwargs\)"),
         ({"network_builder": lambda **_: None}, r"it is a lambda. Write a function"),

@@ -273,18 +273,25 @@ def _run_once(build: Callable[[], nn.Module], shape: Size) -> tuple[nn.Module, A
     try:
         # the context makes tensors that the network creates by itself meta tensors as well
         with torch.device("meta"), torch.no_grad(), _without_ddp():
-            network = build().train()
+            network = _build_module(build).train()
             return network, network(torch.empty(shape))
     except Exception as error:
         if "meta" not in str(error).lower() and not isinstance(error, NotImplementedError):
             raise
     # a network that looks at values can not run on meta tensors: one sample on the CPU tells the same
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        network = build().eval()
+        network = _build_module(build).eval()
         output = network(torch.zeros((1, *shape[1:])))
     tensors = output if isinstance(output, list | tuple) else [output]
     grown = [t.expand(shape[0], *t.shape[1:]) if isinstance(t, torch.Tensor) and len(t) == 1 else t for t in tensors]
     return network, grown if isinstance(output, list | tuple) else grown[0]
+
+
+def _build_module(build: Callable[[], nn.Module]) -> nn.Module:
+    made = build()
+    if not isinstance(made, nn.Module):
+        raise NnplugError(f"is no network but {type(made).__name__}: its builder must return a torch.nn.Module.")
+    return made
 
 
 def _check_switch(build: Callable[[], nn.Module], shape: Size) -> None:
