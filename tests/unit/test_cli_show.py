@@ -161,6 +161,17 @@ def test_code_that_is_not_there(
     assert capsys.readouterr().err.startswith(f"nnplug: error: {message}")
 
 
+def test_the_cure_of_a_conflict_between_files_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = (str(tmp_path / name) for name in ("one.toml", "other.toml"))
+    Path(one).write_text("loss_fn = 'torch.nn:CrossEntropyLoss'\n")
+    Path(other).write_text("loss_fn = 'torch.nn:NLLLoss'\n")
+    assert main(["show", f"{one}+{other}"]) == 2
+    cure = capsys.readouterr().err.rpartition("To decide: ")[2].strip()
+    assert cure == f"{one}+{other}+loss_fn=@{other}"
+    assert main(["show", cure]) == 0
+    assert "torch.nn:NLLLoss" in capsys.readouterr().out
+
+
 def test_what_stock_nnunet_can_not_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "my.toml"
     recipe.write_text("[plans]\nresampling_fn_probabilities = 'mine'\n")

@@ -53,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
     classes = read_classes(args.classes)
     require_window()
     with open_session(args.images, args.annotations, args.sample, classes, args.otsu, args.copy) as session:
-        begun = "resumed" if session.is_resumed else "begun with the middle slice by Otsu's threshold"
-        begun = begun if args.copy is None else f"as it was in {args.copy}"
+        if args.copy is not None:
+            begun = f"as it was in {args.copy}"
+        else:
+            begun = "resumed" if session.is_resumed else "begun with the middle slice by Otsu's threshold"
         print(f"{session.path}: {begun}.")
         annotate(session, args.autosave)
     print(f"{session.path}: saved.")

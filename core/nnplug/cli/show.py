@@ -61,7 +61,6 @@ def describe_trainer(resolved: ResolvedConfig) -> dict[str, Any]:
     from nnplug.composition.layers import leaves
     from nnplug.composition.portability import needed_packages, stock_prediction_obstacle
     from nnplug.composition.resolved import plain
-    from nnplug.composition.signatures import check_exists
     from nnplug.discovery.stock_names import fields_set_by
 
     config = resolved.config
@@ -74,10 +73,7 @@ def describe_trainer(resolved: ResolvedConfig) -> dict[str, Any]:
         for setting in [name for name in resolved.origins if name.startswith(f"{key}.")]:
             rows[key].setdefault("settings", {})[setting] = _origin(resolved.origins[setting])
         if isinstance(value, Component) and key != "base_trainer":
-            if isinstance(value.target, str):
-                check_exists(value.target)
-            rows[key]["more_settings"] = _more_settings(key, value)
-            rows[key]["unnamed_settings"] = _unnamed_settings(value)
+            rows[key].update(_read_settings(key, value))
     implied = fields_set_by(config.base_trainer.target) if config.base_trainer else {}
     obstacle = stock_prediction_obstacle(resolved)
     return {
@@ -93,19 +89,21 @@ def describe_trainer(resolved: ResolvedConfig) -> dict[str, Any]:
     }
 
 
-def _more_settings(field: str, component: Component) -> dict[str, str]:
-    """What else can be set of a component, with the defaults.
+def _read_settings(field: str, component: Component) -> dict[str, Any]:
+    """What else can be set of a component, with the defaults; what only its ``**kwargs`` takes, as a misspelt one.
 
     Raises:
-        NnplugError: it is given a setting that it does not have, as a training would say.
+        NnplugError: it is not there, or is given a setting that it does not have, as a training would say.
     """
     from nnplug.composition.checks import did_you_mean
     from nnplug.composition.references import describe
-    from nnplug.composition.signatures import read_signature
+    from nnplug.composition.signatures import check_exists, read_signature
 
+    if isinstance(component.target, str):
+        check_exists(component.target)
     signature = read_signature(component.target)
     if signature is None:
-        return {}
+        return {"more_settings": {}, "unnamed_settings": []}
     given = _GIVEN + (_GIVEN_TO_NETWORKS if field == "network_builder" else ())
     unknown = [name for name in component.kwargs if name not in signature.names]
     if unknown and not signature.takes_any:
@@ -114,19 +112,12 @@ def _more_settings(field: str, component: Component) -> dict[str, str]:
             f"{field} {describe(component.target)} has no setting '{unknown[0]}'{did_you_mean(unknown[0], settable)}. "
             f"It takes: {', '.join(settable) or 'none'}."
         )
-    return {
+    more = {
         name: default
         for name, default in signature.defaults.items()
         if name not in given and name not in component.kwargs
     }
-
-
-def _unnamed_settings(component: Component) -> list[str]:
-    """Settings that only a ``**kwargs`` takes: a misspelt one would be among them."""
-    from nnplug.composition.signatures import read_signature
-
-    signature = read_signature(component.target)
-    return [name for name in component.kwargs if signature is not None and name not in signature.names]
+    return {"more_settings": more, "unnamed_settings": unknown}
 
 
 def _origin(origin: Origin) -> dict[str, Any]:

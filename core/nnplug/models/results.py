@@ -32,7 +32,7 @@ def fold_result(
         ``metrics``: ``dice`` and ``iou`` (foreground mean over the validation cases, 0 to 1), ``validation_loss`` (of
         the last epoch before the checkpoint). ``per_class``: the same for each label or region.
         ``seconds``: wall time of this call. ``stock_prediction_obstacle``: why stock nnU-Net can not predict with the
-        model, None where it can.
+        model, None where it can. ``trust_code``: its code was trusted with ``--trust-code``.
     """
     model = fold_folder.parent
     _, plans, configuration = model.name.split("__")
@@ -57,8 +57,9 @@ def fold_result(
         "seconds": round(seconds, 1),
         "predict_command": None,
         "stock_prediction_obstacle": obstacle,
+        "trust_code": trust_code,
     }
-    return {**result, "predict_command": _predict_command(result, [fold], trust_code=trust_code)}
+    return {**result, "predict_command": _predict_command(result, [fold])}
 
 
 def combine(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def combine(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "fold": [r["fold"] for r in results],
         "metrics": metrics,
         "seconds": round(sum(r["seconds"] for r in results), 1),
-        "predict_command": _predict_command(common, [r["fold"] for r in results], trust_code=_trusts(common)),
+        "predict_command": _predict_command(common, [r["fold"] for r in results]),
         "folds": list(results),
     }
 
@@ -83,15 +84,13 @@ def with_results_dir(result: Mapping[str, Any], folder: str | Path | None) -> di
     Stock nnU-Net's commands can not be told.
     """
     folds = result["fold"] if isinstance(result["fold"], list) else [result["fold"]]
-    return {**result, "predict_command": _predict_command(result, folds, folder, trust_code=_trusts(result))}
+    return {**result, "predict_command": _predict_command(result, folds, folder)}
 
 
 def _predict_command(
     result: Mapping[str, Any],
     folds: Sequence[int | str],
     results_dir: str | Path | None = None,
-    *,
-    trust_code: bool = False,
 ) -> str | None:
     """For a shell, None without a checkpoint: stock nnU-Net's where that can predict and finds the model."""
     if not result["checkpoint"]:
@@ -101,15 +100,11 @@ def _predict_command(
     chosen = " ".join(str(fold) if is_stock or fold != "all" else "fold_all" for fold in folds)
     model = f"-d {result['dataset']} -c {result['configuration']} -f {chosen} -p {result['plans']}"
     command = f"{program} -i INPUT -o OUTPUT {model} -tr '{result['trainer']}'"
-    if trust_code and result["stock_prediction_obstacle"]:
+    if result["trust_code"] and result["stock_prediction_obstacle"]:
         command += " --trust-code"
     if result["checkpoint"] != DEFAULT_CHECKPOINT:
         command += f" -chk {result['checkpoint']}"
     return command if results_dir is None else f"{command} --results-dir {shlex.quote(str(results_dir))}"
-
-
-def _trusts(result: Mapping[str, Any]) -> bool:
-    return "--trust-code" in (result["predict_command"] or "").split()
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -34,9 +34,7 @@ def check_splits(
         for number, split in enumerate(splits)
         for found, advice in _check_fold(f"fold {number}", split, set(cases), groups, set(held_out))
     ]
-    used = {name for split in splits for name in (*split["train"], *split["val"])}
-    left = [name for name in cases if name not in used and name not in held_out]
-    if left:
+    if left := cases_in_no_fold(splits, cases, held_out):
         problems.append(Problem(f"{shortened(left)} in no fold", "Add them, or hold them out with --held-out."))
     validated = Counter(name for split in splits for name in set(split["val"]))
     twice = sorted(name for name, number in validated.items() if number > 1)
@@ -47,6 +45,14 @@ def check_splits(
     if gone:
         problems.append(Problem(f"held out, but not in the data set: {shortened(gone)}", "Mend the list."))
     return problems
+
+
+def cases_in_no_fold(
+    splits: Sequence[Mapping[str, Sequence[str]]], cases: Sequence[str], held_out: Sequence[str]
+) -> list[str]:
+    """Cases that no fold trains or validates with and that are not held out, in their order."""
+    used = {name for split in splits for name in (*split["train"], *split["val"])}.union(held_out)
+    return [name for name in cases if name not in used]
 
 
 def _check_format(splits: Any) -> None:

@@ -14,6 +14,7 @@ from nnplug.errors import NnplugError
 from nnplug.inventory.problems import count, shortened
 from nnplug.planning.data import find_raw_data
 from nnplug.planning.data_record import check_unchanged
+from nnplug.planning.split_checks import cases_in_no_fold
 from nnplug.planning.splits import HELD_OUT_NAME, read_names
 
 
@@ -55,9 +56,8 @@ def _cases_in_no_fold(folder: Path, plans: Mapping[str, Any], configuration: str
         return None
     cases = folder / PlansManager(dict(plans)).get_configuration(configuration).data_identifier
     listed = folder / HELD_OUT_NAME
-    used = {name for fold in splits for part in ("train", "val") for name in fold[part]}
-    used |= set(read_names(listed)) if listed.is_file() else set()
-    left = sorted({path.stem for path in cases.glob("*.pkl")} - used)
+    held_out = read_names(listed) if listed.is_file() else []
+    left = cases_in_no_fold(splits, sorted(path.stem for path in cases.glob("*.pkl")), held_out)
     if not left:
         return None
     return (
