@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from joblib import cpu_count
 from nnplug.errors import NnplugError
 from nnplug.processes.case_pool import Pool, choose_num_processes
 from support.commands import clean_environment
@@ -125,10 +126,21 @@ def is_running(pid: int) -> bool:
 
 
 def test_number_of_processes() -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cpu_count()
+    assert choose_num_processes(None, None, 100) == cores
     assert choose_num_processes(None, 8, 100) == min(8, cores)
     assert choose_num_processes(3, 8, 100) == 3
     assert choose_num_processes(3, 8, 2) == 2
     assert choose_num_processes(0, 8, 100) == 0
     with pytest.raises(NnplugError, match=r"can not be -1\. 0 works without worker processes"):
         choose_num_processes(-1, 8, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system can not bind processes to cores")
+def test_only_cores_of_the_job_count() -> None:
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert choose_num_processes(None, None, 100) == 1
+    finally:
+        os.sched_setaffinity(0, cores)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from support.models import make_dataset_json, make_model_folder, make_plans, wri
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks are so small that threads only wait for each other."""
-    monkeypatch.setattr("multiprocessing.cpu_count", lambda: 1)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 1)
     torch.set_num_threads(1)
 
 
@@ -355,12 +354,12 @@ def test_processes(
     num_cases: int,
     expected: tuple[int, int],
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 16)
     assert choose_processes(preprocessing, export, num_cases) == expected
 
 
 def test_processes_from_the_environment_and_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
     assert choose_processes(None, None, 9) == (2, 2)
     monkeypatch.setenv("nnUNet_npp", "6")
     monkeypatch.setenv("nnUNet_nps", "many")

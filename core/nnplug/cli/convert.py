@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -302,7 +301,7 @@ def _pool(args: argparse.Namespace) -> Pool:
     from nnplug.conversion.running import PRELOAD
     from nnplug.processes.case_pool import Pool, choose_num_processes
 
-    number = choose_num_processes(args.num_processes, os.cpu_count() or 1, 1 << 30)
+    number = choose_num_processes(args.num_processes, None, 1 << 30)
     return Pool(number, progress_bar=not args.no_pbar, preload=PRELOAD)
 
 

@@ -139,7 +139,7 @@ def run_check(args: argparse.Namespace) -> int:
 def _pool(args: argparse.Namespace, num_cases: int) -> Pool:
     from nnplug.processes.case_pool import Pool, choose_num_processes
 
-    number = choose_num_processes(args.num_processes, os.cpu_count() or 1, num_cases)
+    number = choose_num_processes(args.num_processes, None, num_cases)
     return Pool(number, progress_bar=not args.no_pbar, preload=_PRELOAD)
 
 

@@ -66,12 +66,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from joblib import cpu_count
+
     from nnplug.errors import NnplugError
     from nnplug.training.interrupts import TrainingInterrupted
 
     _stop_on_signals()
     # nnU-Net reads this when it is imported, and starts as many processes that each import torch
-    os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
+    os.environ.setdefault("nnUNet_def_n_proc", str(min(8, cpu_count())))
     try:
         with stdout_for_json(True):
             result = _run(args)

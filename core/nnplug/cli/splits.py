@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,7 +139,7 @@ def _strata(data: PlanningData, text: str | None) -> dict[str, str] | None:
     from nnplug.inventory.problems import raise_problems
     from nnplug.processes.case_pool import Pool, choose_num_processes
 
-    pool = Pool(choose_num_processes(None, os.cpu_count() or 1, len(cases)), preload=_PRELOAD)
+    pool = Pool(choose_num_processes(None, None, len(cases)), preload=_PRELOAD)
     reports, problems = check_cases(data.inventory, pool, voxels=True)
     raise_problems(data.name, problems)
     present = {

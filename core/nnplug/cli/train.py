@@ -75,6 +75,8 @@ def add_trainer_argument(parser: argparse.ArgumentParser, default: str | None = 
 
 
 def run(args: argparse.Namespace) -> int:
+    from joblib import cpu_count
+
     from nnplug.cli.inventory import choose_training_data
     from nnplug.errors import NnplugError
     from nnplug.training.interrupts import TrainingInterrupted
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.fold and args.all_data:
         raise NnplugError("--all-data trains one model on every case and takes no fold.")
     # nnU-Net reads this when it is imported, and starts as many processes that each import torch
-    os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
+    os.environ.setdefault("nnUNet_def_n_proc", str(min(8, cpu_count())))
     try:
         with stdout_for_json(args.json):
             results = _train(args)

@@ -104,12 +104,14 @@ class DemoFolder:
     @contextlib.contextmanager
     def environment(self) -> Iterator[None]:
         """nnU-Net's folders and process counts for a small machine, as variables of this process."""
+        from joblib import cpu_count
+
         ours = {f"nnUNet_{part}": str(self.path / f"nnUNet_{part}") for part in PARTS}
         ours["nnUNet_def_n_proc"] = os.environ.get("nnUNet_def_n_proc", str(NUM_PROCESSES))
         # Planning gives this number to torch as its number of threads, which can not be 0. Half of the processors keep
         # up with the training; more would compete with it.
         loaders = os.environ.get("nnUNet_n_proc_DA", "").lstrip("0")
-        ours["nnUNet_n_proc_DA"] = loaders or str(min(8, max(1, (os.cpu_count() or 1) // 2)))
+        ours["nnUNet_n_proc_DA"] = loaders or str(min(8, max(1, cpu_count() // 2)))
         before = {key: os.environ.get(key) for key in ours}
         os.environ.update(ours)
         try:

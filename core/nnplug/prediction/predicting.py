@@ -168,7 +168,9 @@ def choose_processes(preprocessing: int | None, export: int | None, num_cases: i
     ):
         return 0, 0
     limit = max(1, num_cases)
-    fallback = min(_DEFAULT_PROCESSES, os.cpu_count() or 1)
+    from joblib import cpu_count
+
+    fallback = min(_DEFAULT_PROCESSES, cpu_count())
     return (
         min(preprocessing or _from_environment("nnUNet_npp", fallback), limit),
         min(export or _from_environment("nnUNet_nps", fallback), limit),
@@ -205,13 +207,12 @@ def _mention_unfinished(model_folder: Path, chosen: Sequence[Fold], checkpoint_n
 
 @contextlib.contextmanager
 def _threads(device: torch.device) -> Iterator[None]:
-    """As many threads for torch as nnUNetv2_predict gives it."""
+    """As many threads for torch as nnUNetv2_predict gives it, but not more than a job or container may use."""
     import torch
+    from joblib import cpu_count
 
     before = torch.get_num_threads()
-    torch.set_num_threads(
-        1 if device.type == "cuda" else multiprocessing.cpu_count() if device.type == "cpu" else before
-    )
+    torch.set_num_threads(1 if device.type == "cuda" else cpu_count() if device.type == "cpu" else before)
     try:
         yield
     finally:

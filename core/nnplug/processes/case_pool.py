@@ -136,20 +136,18 @@ class Pool:
             executor.shutdown(cancel_futures=True)
 
 
-def choose_num_processes(asked: int | None, default: int, num_cases: int) -> int:
-    """Processes for a number of cases: not more than cases, by default not more than CPU cores.
+def choose_num_processes(asked: int | None, default: int | None, num_cases: int) -> int:
+    """Processes for a number of cases: not more than cases, by default not more than cores that this job may use.
 
     Raises:
         NnplugError: a negative number.
     """
+    from joblib import cpu_count
+
     if asked is not None and asked < 0:
         raise NnplugError(f"The number of processes can not be {asked}. 0 works without worker processes.")
-    number = min(default, _num_cores()) if asked is None else asked
+    number = (cpu_count() if default is None else min(default, cpu_count())) if asked is None else asked
     return min(number, max(1, num_cases))
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- in a worker -----------------------------------------------------------------------------------------------------

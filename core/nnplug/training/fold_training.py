@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 from torch import distributed as dist
 
@@ -109,8 +109,7 @@ def _run(job: FoldJob) -> None:
     """The phases of a training, in the process that does it."""
     started = time.time()
     device = torch.device(job.device)
-    cpus = multiprocessing.cpu_count()
-    torch.set_num_threads(max(1, cpus // job.num_processes) if device.type == "cpu" else 1)
+    torch.set_num_threads(max(1, joblib.cpu_count() // job.num_processes) if device.type == "cpu" else 1)
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = False
         torch.backends.cudnn.benchmark = True
