@@ -190,7 +190,7 @@ def test_batch_size_wins_over_a_class_that_overwrites_the_plan(make_trainer: Mak
         ({"patch_size": (25, 28, 24)}, r"can not take a patch of 25x28x24 .* A size that fits: \+patch_size=28x28x24"),
         (
             {"optimizer": nnplug.Component("torch.optim:SGD", momentun=0.9)},
-            "optimizer torch.optim:SGD can not be made: .*momentun",
+            r"optimizer torch.optim:SGD has no setting 'momentun' \(did you mean momentum\?\)\. It takes: momentum, ",
         ),
         (
             {"network_builder": samples.build_without_switch},

@@ -191,7 +191,7 @@ def test_a_refused_validation_leaves_no_folder(tiny_dataset: DatasetForTests, tm
     [
         ({"mirror_axes": (2,)}, "2d", r"names axis 2; configuration '2d' is 2D"),
         ({"patch_size": (17, 24, 24)}, "3d_fullres", r"can not take a patch of 17x24x24"),
-        ({"sampler": Component(nnUNetDataLoader, nonsense=3)}, "3d_fullres", r"sampler .* can not be made: .*nonsense"),
+        ({"sampler": Component(nnUNetDataLoader, nonsense=3)}, "3d_fullres", r"sampler .* has no setting 'nonsense'"),
     ],
     ids=["settings", "network", "data"],
 )

@@ -6,10 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from nnplug.errors import NnplugError
-
 if TYPE_CHECKING:
-    from nnplug.composition.component import Component
     from nnplug.composition.resolved import Origin, ResolvedConfig
 
 EXAMPLE = """example:
@@ -17,10 +14,6 @@ EXAMPLE = """example:
   nnplug show nnUNetTrainerDA5 --all
   nnplug show ./my.toml --json
 """
-
-# Arguments that come from other fields or from the run; a loss may have a setting of its own with such a name.
-_GIVEN = ("context", "initial_lr", "log", "lr", "num_epochs", "patch_size", "weight_decay")
-_GIVEN_TO_NETWORKS = ("deep_supervision",)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,6 +54,7 @@ def describe_trainer(resolved: ResolvedConfig) -> dict[str, Any]:
     from nnplug.composition.layers import leaves
     from nnplug.composition.portability import needed_packages, stock_prediction_obstacle
     from nnplug.composition.resolved import plain
+    from nnplug.composition.settings import read_settings
     from nnplug.discovery.stock_names import fields_set_by
 
     config = resolved.config
@@ -73,7 +67,8 @@ def describe_trainer(resolved: ResolvedConfig) -> dict[str, Any]:
         for setting in [name for name in resolved.origins if name.startswith(f"{key}.")]:
             rows[key].setdefault("settings", {})[setting] = _origin(resolved.origins[setting])
         if isinstance(value, Component) and key != "base_trainer":
-            rows[key].update(_read_settings(key, value))
+            settings = read_settings(key, value)
+            rows[key].update(more_settings=settings.more, unnamed_settings=settings.unnamed)
     implied = fields_set_by(config.base_trainer.target) if config.base_trainer else {}
     obstacle = stock_prediction_obstacle(resolved)
     return {
@@ -87,37 +82,6 @@ def describe_trainer(resolved: ResolvedConfig) -> dict[str, Any]:
         "stock_prediction": {"possible": obstacle is None, "reason": obstacle, "needs": needed_packages(resolved)},
         "config": resolved.as_dict(),
     }
-
-
-def _read_settings(field: str, component: Component) -> dict[str, Any]:
-    """What else can be set of a component, with the defaults; what only its ``**kwargs`` takes, as a misspelt one.
-
-    Raises:
-        NnplugError: it is not there, or is given a setting that it does not have, as a training would say.
-    """
-    from nnplug.composition.checks import did_you_mean
-    from nnplug.composition.references import describe
-    from nnplug.composition.signatures import check_exists, read_signature
-
-    if isinstance(component.target, str):
-        check_exists(component.target)
-    signature = read_signature(component.target)
-    if signature is None:
-        return {"more_settings": {}, "unnamed_settings": []}
-    given = _GIVEN + (_GIVEN_TO_NETWORKS if field == "network_builder" else ())
-    unknown = [name for name in component.kwargs if name not in signature.names]
-    if unknown and not signature.takes_any:
-        settable = [name for name in signature.defaults if name not in given]
-        raise NnplugError(
-            f"{field} {describe(component.target)} has no setting '{unknown[0]}'{did_you_mean(unknown[0], settable)}. "
-            f"It takes: {', '.join(settable) or 'none'}."
-        )
-    more = {
-        name: default
-        for name, default in signature.defaults.items()
-        if name not in given and name not in component.kwargs
-    }
-    return {"more_settings": more, "unnamed_settings": unknown}
 
 
 def _origin(origin: Origin) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnplug.composition.component import Component
-from nnplug.composition.references import describe, load
+from nnplug.composition.references import load
+from nnplug.composition.settings import explain
 from nnplug.errors import NnplugError
 from nnplug.files.json_files import write_json
 from nnplug.networks import network
@@ -31,7 +32,7 @@ def saying_whose(field: str, component: Component) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise NnplugError(f"{field} {describe(component.target)} can not be made: {error}") from error
+        raise explain(field, component, error) from error
 
 
 class DataSeams(ResumableTrainer):

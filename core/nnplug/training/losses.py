@@ -18,6 +18,7 @@ from torch import nn
 
 from nnplug.composition.component import Component
 from nnplug.composition.references import describe, load
+from nnplug.composition.settings import explain
 from nnplug.errors import NnplugError
 from nnplug.loss_contract import LossContext, LossTraits, traits_of
 from nnplug.networks.network import call_accepted
@@ -104,7 +105,7 @@ def make_loss(loss_fn: Component | Callable[..., Any], context: LossContext) -> 
             offered = {} if takes_nothing else {"context": context}
             loss = call_accepted(target, offered=offered, **loss_fn.kwargs)
     except TypeError as error:
-        raise NnplugError(f"loss_fn {_describe(loss_fn)} can not be made: {error}.") from error
+        raise explain("loss_fn", loss_fn, error) from error
     if not callable(loss):
         raise NnplugError(f"loss_fn {_describe(loss_fn)} returned {type(loss).__name__}; expected a callable loss.")
     return loss, traits_of(loss, target)
