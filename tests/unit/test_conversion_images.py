@@ -436,7 +436,7 @@ def test_names_and_values_of_labels() -> None:
             "images/b.mha",
             volume("float32") * np.nan,
             {},
-            "images/b.mha: 60 voxels are NaN or infinite; replace them by",
+            "images/b.mha: NaN or infinity in 60 voxels; replace them by",
         ),
     ],
 )

@@ -202,7 +202,10 @@ def test_mistakes(soil: Soil, options: dict[str, Any], message: str) -> None:
 
 def test_what_does_not_belong_together(soil: Soil) -> None:
     tifffile.imwrite(soil.folder / "drawn" / "b.tif", soil.drawn, photometric="minisblack")
-    assert soil.refusal() == "drawn/b.tif: there is no scans/b.tif."
+    assert soil.refusal() == (
+        "drawn/b.tif: there is no scans/b.tif. Add it, or say how the names end with --image-postfix and "
+        "--annotation-postfix."
+    )
     tifffile.imwrite(soil.folder / "scans" / "b.tif", soil.voxels[:5], photometric="minisblack")
     assert "case b: drawn/b.tif: it has 12x14x16 voxels, the first channel has 5x14x16" in soil.refusal()
     soil.drawn[:] = 0

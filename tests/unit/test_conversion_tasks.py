@@ -239,7 +239,7 @@ def test_all_bad_cases_are_named_and_the_others_converted(task: MadeTask) -> Non
         ),
         (
             lambda task: task.save("imagesTr/a.nii.gz", np.full((6, 8, 10), np.nan, np.float32)),
-            "case a: a.nii.gz: 480 voxels are NaN or infinite. Mend the case",
+            "case a: a.nii.gz: NaN or infinity in 480 voxels. Mend the case",
         ),
         (
             lambda task: task.content.pop("modality"),

@@ -310,7 +310,7 @@ def test_nan_and_infinite_voxels(tmp_path: Path, ending: str) -> None:
     image[0, 0, :3] = (np.nan, np.inf, -np.inf)
     made.save(f"images/case_0_0001{ending}", image)
     assert problems_of(made) == [
-        f"case case_0, images/case_0_0001{ending}: 3 voxels are NaN or infinite. "
+        f"case case_0, images/case_0_0001{ending}: NaN or infinity in 3 voxels. "
         "Replace them by a value that means nothing there, for example 0."
     ]
 
@@ -326,7 +326,7 @@ def test_nan_and_infinite_voxels(tmp_path: Path, ending: str) -> None:
         ),
         (
             (math.nan, 1.0),
-            "1 voxels are NaN or infinite. Replace them by a value that means nothing there, for example 0.",
+            "NaN or infinity in 1 voxel. Replace them by a value that means nothing there, for example 0.",
         ),
         ((-1.0, 1.0), "the label holds -1; labels has 0, 1. Add the label, or change these voxels."),
         ((1.0, 0.0), None),

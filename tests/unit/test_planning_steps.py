@@ -205,7 +205,7 @@ def test_failing_cases_are_all_named_and_the_others_are_kept(
         "Dataset007_Made: the fingerprint of 2 cases failed, the others are kept: 3 problems:",
         "  case case_0, labels/case_0.nii.gz: the label holds 5; labels has 0, 1. "
         "Add the label, or change these voxels.",
-        "  case case_2, images/case_2_0000.nii.gz: 1 voxels are NaN or infinite. "
+        "  case case_2, images/case_2_0000.nii.gz: NaN or infinity in 1 voxel. "
         "Replace them by a value that means nothing there, for example 0.",
         "  case case_2, labels/case_2.nii.gz: the label holds 7; labels has 0, 1. "
         "Add the label, or change these voxels.",

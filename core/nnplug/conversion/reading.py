@@ -16,6 +16,7 @@ import numpy as np
 
 from nnplug.image_headers import UnreadableImageError, read_header, reason
 from nnplug.inventory.nifti_bytes import count_nonfinite
+from nnplug.inventory.problems import count
 
 ITK_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
 TIFF_ENDINGS = (".tif", ".tiff")
@@ -83,7 +84,8 @@ def read_image(path: Path, *, is_label: bool = False) -> Image:
         number = _count_nonfinite(path, ending, image.voxels)
         if number:
             raise UnreadableImageError(
-                f"{number} voxels are NaN or infinite; replace them by a value that means nothing there, for example 0"
+                f"NaN or infinity in {count(number, 'voxel')}; replace them by a value that means nothing there, for "
+                "example 0"
             )
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{path}: {error}") from error

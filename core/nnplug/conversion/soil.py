@@ -152,7 +152,10 @@ def convert_soil(settings: SoilSettings, pool: Pool, *, overwrite: bool = False,
     drawn = {name: paths[0] for name, paths in annotations.images.items() if paths[0] not in volumes.values()}
     alone = sorted(set(drawn) - set(volumes))
     if alone:
-        raise NnplugError(f"{drawn[alone[0]]}: there is no {settings.images / alone[0]}{settings.image_postfix}.")
+        raise NnplugError(
+            f"{drawn[alone[0]]}: there is no {settings.images / alone[0]}{settings.image_postfix}. Add it, or say how "
+            "the names end with --image-postfix and --annotation-postfix."
+        )
     if not drawn:
         raise NnplugError(f"No annotation in {settings.annotations} belongs to an image in {settings.images}.")
     target = raw_target(settings.raw_dir, settings.dataset_id, settings.dataset_name)

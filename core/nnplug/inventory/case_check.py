@@ -28,7 +28,7 @@ from nnplug.image_headers import (
 )
 from nnplug.inventory.loading import CaseFiles
 from nnplug.inventory.nifti_bytes import count_nonfinite
-from nnplug.inventory.problems import Problem, shortened
+from nnplug.inventory.problems import Problem, count, shortened
 from nnplug.inventory.readers import misnamed_spacing_files, tiff_spacing_file
 
 T = TypeVar("T")
@@ -245,7 +245,7 @@ def _count_nonfinite(path: str) -> int:
 
 def _nonfinite(name: str, path: Path, number: int) -> Problem:
     advice = "Replace them by a value that means nothing there, for example 0."
-    return Problem(f"{number} voxels are NaN or infinite", advice, name, path)
+    return Problem(f"NaN or infinity in {count(number, 'voxel')}", advice, name, path)
 
 
 def _read(path: Path, read: Callable[[str], T]) -> T:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnplug.errors import NnplugError
+from nnplug.files.new_folder import removed_if_refused
 from nnplug.image_headers import reason
 from nnplug.models.trained_models import Fold, ModelFolder, choose_folds, read_model_folder, unfinished_folds
 from nnplug.prediction.inputs import Case, check_inputs
@@ -96,47 +97,41 @@ def predict(
     prev_stage = None if prev_stage_predictions is None else Path(prev_stage_predictions)
     # the checkpoint tells the configuration for sure; the folder's name tells it before anything is loaded
     _check_stage(model, model.path.name.split("__")[-1], prev_stage)
-    is_new = not Path(output).exists()
-    cases, remaining = check_inputs(
-        Path(inputs),
-        Path(output),
-        model,
-        prev_stage_predictions=prev_stage,
-        num_parts=num_parts,
-        part_id=part_id,
-        continue_prediction=continue_prediction,
-        save_probabilities=save_probabilities,
-    )
-    processes = choose_processes(num_processes_preprocessing, num_processes_export, len(remaining))
-    if len(remaining) < len(cases):
-        print(f"{len(cases) - len(remaining)} of {len(cases)} cases are there already.")
-    if remaining:
-        if folds in (None, "all", ["all"]):
-            _mention_unfinished(model.path, chosen, checkpoint_name)
-        from nnplug.devices import choose_device
+    with removed_if_refused(Path(output)):
+        cases, remaining = check_inputs(
+            Path(inputs),
+            Path(output),
+            model,
+            prev_stage_predictions=prev_stage,
+            num_parts=num_parts,
+            part_id=part_id,
+            continue_prediction=continue_prediction,
+            save_probabilities=save_probabilities,
+        )
+        processes = choose_processes(num_processes_preprocessing, num_processes_export, len(remaining))
+        if len(remaining) < len(cases):
+            print(f"{len(cases) - len(remaining)} of {len(cases)} cases are there already.")
+        if remaining:
+            if folds in (None, "all", ["all"]):
+                _mention_unfinished(model.path, chosen, checkpoint_name)
+            from nnplug.devices import choose_device
 
-        target = choose_device(device)
+            target = choose_device(device)
 
-        from nnplug.prediction.model import load_model
+            from nnplug.prediction.model import load_model
 
-        try:
             loaded = load_model(
                 model, chosen, checkpoint_name, trust_checkpoint=trust_checkpoint, trust_code=trust_code
             )
             _check_stage(model, loaded.configuration, prev_stage)
-        except NnplugError:
-            with contextlib.suppress(OSError):
-                if is_new:
-                    Path(output).rmdir()
-            raise
-        if mirror and loaded.mirror_axes is None:
-            print("The model was trained without mirroring, so it is predicted without.")
-        print(f"Predicting {len(remaining)} cases with folds {', '.join(map(str, chosen))} on {target}.")
-        predictor = _make_predictor(
-            target, mirror is not False, step_size, perform_everything_on_device, verbose, progress_bar
-        )
-        job = _Job(remaining, Path(output), save_probabilities, processes, prev_stage)
-        _run(predictor, model, loaded, job)
+            if mirror and loaded.mirror_axes is None:
+                print("The model was trained without mirroring, so it is predicted without.")
+            print(f"Predicting {len(remaining)} cases with folds {', '.join(map(str, chosen))} on {target}.")
+            predictor = _make_predictor(
+                target, mirror is not False, step_size, perform_everything_on_device, verbose, progress_bar
+            )
+            job = _Job(remaining, Path(output), save_probabilities, processes, prev_stage)
+            _run(predictor, model, loaded, job)
     return [Path(output) / f"{case.name}{model.file_ending}" for case in cases]
 
 

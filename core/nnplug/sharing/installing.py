@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from nnplug.datasets import environment_folder
 from nnplug.errors import NnplugError
 from nnplug.files.atomic_file import write_error
+from nnplug.files.new_folder import removed_if_refused
 from nnplug.models.trained_models import read_model_folder
 from nnplug.sharing.members import find_problem
 from nnplug.sharing.requirements import missing_packages
@@ -66,7 +67,7 @@ def install_models(archive: Path, *, results: Path | None = None, overwrite: boo
         raise NnplugError(f"There is no file {archive}.")
     results = results or environment_folder("nnUNet_results")
     try:
-        with zipfile.ZipFile(archive) as file:
+        with zipfile.ZipFile(archive) as file, removed_if_refused(results):
             units = _check(file, archive, results, overwrite)
             models = [unit for unit in units if _is_model(unit)]
             results.mkdir(parents=True, exist_ok=True)
