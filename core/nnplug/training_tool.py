@@ -333,8 +333,8 @@ def _check_enough(data: PlanningData) -> None:
     number = len(data.inventory.cases)
     if number < NUM_FOLDS:
         raise NnplugError(
-            f"{data.name} has {number} cases, too few for {NUM_FOLDS} folds. Write {data.folder / 'splits_final.json'} "
-            "with folds of your own, or train on every case with nnplug train --all-data."
+            f"{data.name} has {number} cases, too few for {NUM_FOLDS} folds. Make fewer with nnplug splits make "
+            "-k, or train on every case with nnplug train --all-data."
         )
 
 

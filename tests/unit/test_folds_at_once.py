@@ -92,7 +92,7 @@ def test_too_few_cases_for_nnunets_folds(without_splits: DatasetForTests) -> Non
         path.unlink()
     with (
         without_splits.activated(),
-        pytest.raises(NnplugError, match=r"has 4 cases, too few for 5 folds\. Write .*/sp"),
+        pytest.raises(NnplugError, match=r"has 4 cases, too few for 5 folds\. Make fewer with nnplug splits make -k"),
     ):
         make_trainer(without_splits, 0).do_split()
 

@@ -429,8 +429,8 @@ def test_too_few_cases_for_folds_are_told_before_anything_is_worked_on(tool: Too
     tool.made.content["numTraining"] = 4
     tool.made.write()
     assert error_of(tool) == (
-        f"Dataset007_inventory has 4 cases, too few for 5 folds. Write {tool.cache / 'splits_final.json'} with folds "
-        "of your own, or train on every case with nnplug train --all-data."
+        "Dataset007_inventory has 4 cases, too few for 5 folds. Make fewer with nnplug splits make -k, or train on "
+        "every case with nnplug train --all-data."
     )
 
 

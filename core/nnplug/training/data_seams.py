@@ -62,8 +62,8 @@ class DataSeams(ResumableTrainer):
         cases = sorted(infer_dataset_class(folder).get_identifiers(folder))
         if len(cases) < NUM_FOLDS:
             raise NnplugError(
-                f"{folder} has {len(cases)} cases, too few for {NUM_FOLDS} folds. Write {path} with folds of your own, "
-                "or train on every case with --all-data."
+                f"{folder} has {len(cases)} cases, too few for {NUM_FOLDS} folds. Make fewer with nnplug splits "
+                "make -k, or train on every case with --all-data."
             )
         self.print_to_log_file(f"Creating new {NUM_FOLDS}-fold cross-validation split...")
         write_json(path, generate_crossval_split(cases, seed=12345, n_splits=NUM_FOLDS))
