@@ -236,11 +236,10 @@ def test_wrong_folders_and_files(folders: Callable[..., tuple[Path, Path]], tmp_
         nnplug.evaluate(truth, nowhere)
     with pytest.raises(NnplugError, match=r"The plans file .*nowhere is missing"):
         nnplug.evaluate(truth, predictions, plans=nowhere)
-    for name, option in (("dataset.json", "-djfile"), ("plans.json", "-pfile")):
-        (predictions / name).rename(nowhere)
-        with pytest.raises(NnplugError, match=rf"^There is no {name} in .*predictions\. Name it with {option} FILE\.$"):
-            nnplug.evaluate(truth, predictions)
-        nowhere.rename(predictions / name)
+    (predictions / "dataset.json").rename(nowhere)
+    with pytest.raises(NnplugError, match=r"^There is no dataset.json in .*predictions\. Name it with -djfile FILE\.$"):
+        nnplug.evaluate(truth, predictions)
+    nowhere.rename(predictions / "dataset.json")
     incomplete, other = tmp_path / "dataset.json", tmp_path / "other.json"
     incomplete.write_text("{}")
     other.write_text(json.dumps({**make_dataset_json(), "file_ending": ".nrrd"}))
@@ -252,6 +251,19 @@ def test_wrong_folders_and_files(folders: Callable[..., tuple[Path, Path]], tmp_
         nnplug.evaluate(truth, predictions, tolerance_mm=-1)
     with pytest.raises(NnplugError, match=r"truth is no fold with a validation folder\. Give the folder of a trained"):
         nnplug.evaluate(truth)
+
+
+def test_segmentations_of_another_program_have_no_plans(
+    folders: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    truth, predictions = folders()
+    with_plans = nnplug.evaluate(truth, predictions)
+    (predictions / "plans.json").unlink()
+    assert without_nan(nnplug.evaluate(truth, predictions)) == without_nan(with_plans)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**make_dataset_json(), "file_ending": ".xyz"}))
+    with pytest.raises(NnplugError, match=r"other\.json: nnU-Net reads no '\.xyz' files\.$"):
+        nnplug.evaluate(truth, predictions, dataset_json=other)
 
 
 def test_a_fold_of_a_model(

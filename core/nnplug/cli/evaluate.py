@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     add("gt_folder", metavar="TRUTH", type=Path, help="folder with the true segmentations, or a fold of a model")
     add("pred_folder", metavar="PREDICTIONS", nargs="?", type=Path, help="folder with the predictions")
     add("-djfile", metavar="FILE", type=Path, help="dataset.json (default: beside the predictions)")
-    add("-pfile", metavar="FILE", type=Path, help="plans.json (default: beside the predictions)")
+    add("-pfile", metavar="FILE", type=Path, help="plans.json (default: beside the predictions, if any)")
     add(
         "-o",
         dest="output",

@@ -46,7 +46,8 @@ def evaluate(
     Args:
         truth: folder of segmentations; without ``predictions``, the folder of a trained fold (``MODEL/fold_0``).
         predictions: folder of segmentations with the same names.
-        dataset_json, plans: nnU-Net's files; by default those beside the predictions.
+        dataset_json, plans: nnU-Net's files; by default those beside the predictions. The plans only tell how files are
+            read: where there are none, as nnU-Net reads them by their ending.
         output: where the result is written too, as JSON in the form of nnU-Net's ``summary.json``.
         csv: where it is written as a table, one row for a case and class.
         tolerance_mm: distance up to which surfaces agree, 0 or more.
@@ -67,9 +68,10 @@ def evaluate(
     if not 0 <= tolerance_mm < float("inf"):
         raise NnplugError(f"The tolerance is {tolerance_mm}: expected a distance in mm, 0 or more.")
     folders = find_fold(Path(truth)) if predictions is None else find_folders(Path(truth), Path(predictions))
+    beside = folders.descriptions / "plans.json"
     descriptions = read_descriptions(
         Path(dataset_json or find_description("dataset.json", [folders.descriptions], "Name it with -djfile FILE.")),
-        Path(plans or find_description("plans.json", [folders.descriptions], "Name it with -pfile FILE.")),
+        Path(plans) if plans is not None else beside if beside.is_file() else None,
     )
     pairs = find_pairs(folders, descriptions.file_ending, allow_missing)
     settings = _settings(descriptions, tolerance_mm if surfaces else None, instances)

@@ -44,10 +44,22 @@ class Descriptions:
         return PlansManager(self.plans)
 
 
-def read_descriptions(dataset_json: Path, plans: Path) -> Descriptions:
-    """Read both files. Raises NnplugError: one is missing, damaged or not complete."""
+def read_descriptions(dataset_json: Path, plans: Path | None) -> Descriptions:
+    """Read both files; without plans nnU-Net's reader for the file ending.
+
+    Raises:
+        NnplugError: one is missing, damaged or not complete; nnU-Net has no reader for the file ending.
+    """
     description = read_json(dataset_json, "The data set's description")
     check_keys(dataset_json, description, "labels", "file_ending")
+    if plans is None:
+        from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+        try:
+            reader = determine_reader_writer_from_dataset_json(description, verbose=False)
+        except RuntimeError:
+            raise NnplugError(f"{dataset_json}: nnU-Net reads no '{description['file_ending']}' files.") from None
+        return Descriptions(description, {"image_reader_writer": reader.__name__, "label_manager": "LabelManager"})
     content = read_json(plans, "The plans file")
     check_keys(plans, content, "image_reader_writer")
     return Descriptions(description, content)
