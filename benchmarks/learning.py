@@ -33,6 +33,8 @@ STOCK = "nnUNetTrainer"
 #: Settings of every run, as the fields of a recipe. Without mirroring, which takes most of the validation's time.
 SHORT = {"num_epochs": 10, "num_iterations_per_epoch": 20, "num_val_iterations_per_epoch": 1, "mirror_axes": []}
 VOLUMES = {"batch_size": 2, "patch_size": [32, 32, 32], **SHORT}
+#: What can not take such patches gets others with as many voxels a step.
+OTHER_PATCHES = {"monai_swinunetr": {"batch_size": 1, "patch_size": [64, 32, 32]}}
 NUCLEI = {"batch_size": 4, "patch_size": [128, 128], **SHORT}
 
 
@@ -76,7 +78,7 @@ def result_of(
     results = CACHE / dataset.name
     recipe = results / "recipes" / f"{name}.toml"
     recipe.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"name": name, "seed": seed, **budget}
+    settings = {"name": name, "seed": seed, **budget, **OTHER_PATCHES.get(trainer, {})}
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     if trainer != STOCK:
         lines.insert(1, f"extends = {json.dumps(trainer)}")

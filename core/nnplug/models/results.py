@@ -100,7 +100,7 @@ def _predict_command(
     chosen = " ".join(str(fold) if is_stock or fold != "all" else "fold_all" for fold in folds)
     model = f"-d {result['dataset']} -c {result['configuration']} -f {chosen} -p {result['plans']}"
     command = f"{program} -i INPUT -o OUTPUT {model} -tr '{result['trainer']}'"
-    if result["trust_code"] and result["stock_prediction_obstacle"]:
+    if result.get("trust_code") and result["stock_prediction_obstacle"]:
         command += " --trust-code"
     if result["checkpoint"] != DEFAULT_CHECKPOINT:
         command += f" -chk {result['checkpoint']}"
