@@ -12,7 +12,7 @@ ignore label, one more last channel that marks the ignored voxels.
 from __future__ import annotations
 
 import torch
-from nnplug import LossContext, loss_traits
+from nnplug import LossContext, NnplugError, loss_traits
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.helpers import softmax_helper_dim1
@@ -88,13 +88,17 @@ def dice_ce_loss(
         context: the data set and the run.
         smooth: added to the numerator and denominator of Dice, >= 0. nnUNetTrainerDiceCELoss_noSmooth has 0.
         weight_ce: factor of the cross-entropy, >= 0.
-        weight_dice: factor of Dice, >= 0.
+        weight_dice: factor of Dice, > 0; with regions also 0, then ``weight_ce`` is not.
 
     Source:
         nnUNetTrainer, nnUNetTrainerDiceCELoss_noSmooth; Isensee et al. 2021, doi:10.1038/s41592-020-01008-z.
     """
     for name, value in (("smooth", smooth), ("weight_ce", weight_ce), ("weight_dice", weight_dice)):
         check_not_negative(f"loss_fn.{name}", value)
+    if weight_dice == 0 and not context.has_regions:
+        raise NnplugError("loss_fn.weight_dice is 0: for cross-entropy alone take ce_loss.")
+    if weight_dice == weight_ce == 0:
+        raise NnplugError("loss_fn.weight_ce and loss_fn.weight_dice are both 0.")
     dice = {"batch_dice": context.batch_dice, "do_bg": context.has_regions, "smooth": smooth, "ddp": context.is_ddp}
     if context.has_regions:
         return DC_and_BCE_loss(

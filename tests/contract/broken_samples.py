@@ -84,6 +84,24 @@ class Softmax(Good):
         return [one.softmax(1) for one in output] if isinstance(output, list) else output.softmax(1)
 
 
+class SoftmaxInEvaluation(Good):
+    def forward(self, x: torch.Tensor) -> Any:
+        output = super().forward(x)
+        return output if self.training or isinstance(output, list) else output.softmax(1)
+
+
+class SigmoidInEvaluation(Good):
+    def forward(self, x: torch.Tensor) -> Any:
+        output = super().forward(x)
+        return output if self.training or isinstance(output, list) else output.sigmoid()
+
+
+class SoftmaxOfASideOutput(Good):
+    def forward(self, x: torch.Tensor) -> Any:
+        output = super().forward(x)
+        return [output[0], *(one.softmax(1) for one in output[1:])] if isinstance(output, list) else output
+
+
 class LogSoftmax(Good):
     def forward(self, x: torch.Tensor) -> Any:
         output = super().forward(x)
@@ -202,6 +220,9 @@ NETWORKS = (
     ListWhileTraining,
     FlagOnlyWhenBuilt,
     Softmax,
+    SoftmaxInEvaluation,
+    SigmoidInEvaluation,
+    SoftmaxOfASideOutput,
     LogSoftmax,
     Rectified,
     NotANumber,

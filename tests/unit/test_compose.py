@@ -262,6 +262,29 @@ def test_the_proposed_cure_works(text: str) -> None:
     assert named(cure).config is not None
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("adam+optimizer.lr=3e-4", "sets optimizer.lr, which the field initial_lr decides: initial_lr=0.0003."),
+        (
+            "cosine+lr_scheduler.num_epochs=9",
+            "sets lr_scheduler.num_epochs, which the field num_epochs decides: num",
+        ),
+        ("net+network_builder.patch_size=8x8", "sets network_builder.patch_size, which the field patch_size decides"),
+        (
+            "net+network_builder.deep_supervision=false",
+            "which the field enable_deep_supervision decides: enable_",
+        ),
+        (
+            "nnUNetTrainerDA5+base_trainer.num_epochs=5",
+            "sets base_trainer.num_epochs, and a trainer class is taken without settings. Fields change it, as num_ep",
+        ),
+    ],
+)
+def test_settings_that_would_be_written_over(text: str, expected: str) -> None:
+    assert expected in message(text)
+
+
 def test_assignments_win() -> None:
     assert fields_of("long+num_epochs=3") == {"num_epochs": 3}
     assert fields_of("nnUNetTrainer_250epochs+num_epochs=3")["num_epochs"] == 3

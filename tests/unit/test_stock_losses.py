@@ -193,3 +193,14 @@ def test_a_setting_out_of_range_is_refused(make, settings, message):
     with pytest.raises(NnplugError) as error:
         make(context=context_for("labels"), **settings)
     assert str(error.value) == message
+
+
+def test_a_loss_of_nothing_is_refused():
+    with pytest.raises(NnplugError, match=r"^loss_fn.weight_dice is 0: for cross-entropy alone take ce_loss\.$"):
+        losses.dice_ce_loss(context=context_for("labels"), weight_dice=0)
+    with pytest.raises(NnplugError, match=r"^loss_fn.weight_ce and loss_fn.weight_dice are both 0\.$"):
+        losses.dice_ce_loss(context=context_for("regions"), weight_ce=0, weight_dice=0)
+    output, target = example(context_for("regions"))
+    assert losses.dice_ce_loss(context=context_for("regions"), weight_dice=0)(
+        output.requires_grad_(), target
+    ).requires_grad

@@ -14,6 +14,7 @@ from nnplug.composition.fields import CODE_FIELDS, FIELDS, PLANS_FIELDS, SETTING
 from nnplug.composition.layers import Layer, leaves, merge, nested, spell_value
 from nnplug.composition.references import FileReference, check_architecture, check_root, describe
 from nnplug.composition.resolved import Origin, ResolvedConfig
+from nnplug.composition.settings import check_decided
 from nnplug.composition.terms import Assignment, NameTerm, canonical_name, normalise_distribution, parse
 from nnplug.config import TrainerConfig
 from nnplug.discovery.stock_names import BASE, fields_set_by
@@ -168,6 +169,7 @@ class Composer:
             **layer.fields(),
         )
         _check_schedule(config, name)
+        check_decided(config, name)
         # The composed name has characters that the name of a single config may not have.
         object.__setattr__(config, "name", name)
         distributions = dict(layer.distributions)

@@ -9,11 +9,43 @@ from nnplug.composition.checks import did_you_mean
 from nnplug.composition.component import Component
 from nnplug.composition.references import describe
 from nnplug.composition.signatures import check_exists, read_signature
+from nnplug.composition.values import format_value
+from nnplug.config import TrainerConfig
 from nnplug.errors import NnplugError
 
 # Arguments that come from other fields or from the run; a loss may have a setting of its own with such a name.
 _GIVEN = ("context", "initial_lr", "log", "lr", "num_epochs", "patch_size", "weight_decay")
-_GIVEN_TO_NETWORKS = ("deep_supervision",)
+_GIVEN_TO_NETWORKS = ("deep_supervision", "patch_size")
+
+# Settings that would be written over, by field: the field that decides them.
+_DECIDED = {
+    "optimizer": {"lr": "initial_lr"},
+    "lr_scheduler": {"initial_lr": "initial_lr", "num_epochs": "num_epochs"},
+    "network_builder": {"deep_supervision": "enable_deep_supervision", "patch_size": "patch_size"},
+    "training_transforms": {"mirror_axes": "mirror_axes", "patch_size": "patch_size"},
+}
+
+
+def check_decided(config: TrainerConfig, name: str) -> None:
+    """Refuse settings that would change nothing, or only a part of what they stand for.
+
+    Args:
+        config: everything decided.
+        name: of the trainer.
+    """
+    if config.base_trainer is not None and config.base_trainer.kwargs:
+        setting = next(iter(config.base_trainer.kwargs))
+        raise NnplugError(
+            f"'{name}' sets base_trainer.{setting}, and a trainer class is taken without settings. Fields change it, "
+            "as num_epochs=5; all of them: nnplug show NAME --all"
+        )
+    for field, decided in _DECIDED.items():
+        component = getattr(config, field)
+        settings = component.kwargs if isinstance(component, Component) else {}
+        for setting, owner in decided.items():
+            if setting in settings:
+                value = format_value(settings[setting])
+                raise NnplugError(f"'{name}' sets {field}.{setting}, which the field {owner} decides: {owner}={value}.")
 
 
 @dataclass(frozen=True)

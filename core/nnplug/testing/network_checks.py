@@ -92,18 +92,27 @@ def finite(subject: Subject) -> None:
 
 
 def raw_logits(subject: Subject) -> None:
-    """The outputs are raw logits: no activation follows the last layer."""
-    output = subject.step().outputs[0]
+    """The outputs are raw logits, in training and in evaluation mode: no activation follows the last layer."""
+    with torch.no_grad():
+        evaluated = as_list(subject.prepared_network(training=False, deep_supervision=False)(subject.images()))
+    for training, outputs in ((True, subject.step().outputs), (False, evaluated)):
+        for index, output in enumerate(outputs):
+            found = _activation(subject, output, training, index)
+            if found is not None:
+                mode = f"output {index} in {'training' if training else 'evaluation'} mode has {found}"
+                expected = "raw logits; nnU-Net and the loss apply the activation"
+                raise CheckFailed(expected, mode, subject.where("network_builder"))
+
+
+def _activation(subject: Subject, output: torch.Tensor, training: bool, index: int) -> str | None:
     is_positive, one = bool((output >= 0).all()), torch.ones(())
     if is_positive and torch.allclose(output.sum(1), one, atol=1e-4):
-        found = "probabilities that sum to 1 over the classes: a softmax"
-    elif torch.allclose(output.exp().sum(1), one, atol=1e-4):
-        found = "logarithms of probabilities that sum to 1 over the classes: a log-softmax"
-    elif is_positive and not _can_be_negative(subject):
-        found = "no negative value, also after steps that push them down: a sigmoid or ReLU"
-    else:
-        return
-    raise CheckFailed("raw logits; nnU-Net and the loss apply the activation", found, subject.where("network_builder"))
+        return "probabilities that sum to 1 over the classes: a softmax"
+    if torch.allclose(output.exp().sum(1), one, atol=1e-4):
+        return "logarithms of probabilities that sum to 1 over the classes: a log-softmax"
+    if is_positive and not _can_be_negative(subject, training, index):
+        return "no negative value, also after steps that push them down: a sigmoid or ReLU"
+    return None
 
 
 def gradients(subject: Subject) -> None:
@@ -295,12 +304,13 @@ def _check_finite(subject: Subject, found: list[torch.Tensor], mode: str) -> Non
             )
 
 
-def _can_be_negative(subject: Subject) -> bool:
-    """Whether steps down the mean of the output get it below zero, which no bound activation allows."""
-    network = copy.deepcopy(subject.prepared_network(training=True))
+def _can_be_negative(subject: Subject, training: bool, index: int) -> bool:
+    """Whether steps down the mean of an output get it below zero, which no bound activation allows."""
+    deep_supervision = None if training else False
+    network = copy.deepcopy(subject.prepared_network(training=training, deep_supervision=deep_supervision))
     optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
     for _ in range(20):
-        output = as_list(network(subject.images()))[0]
+        output = as_list(network(subject.images()))[index]
         if (output < 0).any():
             return True
         optimizer.zero_grad()

@@ -86,6 +86,8 @@ def two_processes(subject: Subject) -> None:
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in subject.network.modules()):
         raise CheckSkipped("batch norm can be shared by several processes on GPUs only")
     dataset_json, plans = made_up_dataset(subject.case).dataset_json, subject.plans()
+    if (subject.resolved.config.batch_size or 2) % 2:
+        raise CheckSkipped("its batch can not be shared evenly by two processes")
     # nnU-Net's batch Dice needs shares of one size
     plans["configurations"][subject.case.configuration]["batch_size"] = 2
     folder = Path(tempfile.mkdtemp(dir=subject.results))

@@ -6,7 +6,7 @@ Axis letters: B batch, C classes or regions; ``*`` stands for the spatial axes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -97,7 +97,7 @@ def make_loss(loss_fn: Component | Callable[..., Any], context: LossContext) -> 
     if isinstance(target, nn.Module):
         return target, traits_of(target)
     try:
-        if _is_loss_function(target):
+        if _is_loss_function(target, loss_fn.kwargs):
             loss = partial(target, **loss_fn.kwargs) if loss_fn.kwargs else target
         else:
             # a module without an __init__ of its own only seems to take everything
@@ -111,16 +111,17 @@ def make_loss(loss_fn: Component | Callable[..., Any], context: LossContext) -> 
     return loss, traits_of(loss, target)
 
 
-def _is_loss_function(target: Callable[..., Any]) -> bool:
-    """A plain function of (output, target) is the loss itself and not a factory of one."""
+def _is_loss_function(target: Callable[..., Any], settings: Mapping[str, Any]) -> bool:
+    """A plain function of (output, target) is the loss itself; one that asks for a context is a factory."""
     if not inspect.isfunction(target):
         return False
+    parameters = inspect.signature(target).parameters
     required = [
         p.name
-        for p in inspect.signature(target).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "context"
+        for p in parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in settings
     ]
-    return len(required) == 2
+    return "context" not in parameters and len(required) == 2
 
 
 def supervision_weights(num_outputs: int, *, last: float = 0.0) -> list[float]:

@@ -70,7 +70,8 @@ def _transforms(component: Component) -> Callable[..., Any]:
 
     def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
         offered = {**dict(zip(names, args, strict=False)), **kwargs}
-        return call_accepted(load(component.target, trusted=True), offered=offered, **component.kwargs)
+        with saying_whose("training_transforms", component):
+            return call_accepted(load(component.target, trusted=True), offered=offered, **component.kwargs)
 
     return get_training_transforms
 
