@@ -257,6 +257,12 @@ def test_no_workers_means_the_training_process(monkeypatch: pytest.MonkeyPatch) 
     train, val = build_augmenters(Loader(), Loader(), torch.device("cpu"), seed=None)
     assert isinstance(train, SerialAugmenter)
     assert isinstance(val, SerialAugmenter)
+    draws = []
+    for rank in (0, 1):
+        np.random.seed(5)  # as every process of a seeded training has
+        build_augmenters(Loader(), Loader(), torch.device("cpu"), 5, rank)
+        draws.append(np.random.rand())
+    assert draws[0] != draws[1], "the processes of a training would load the same batches"
 
 
 def test_workers_leave_ctrl_c_to_the_training_process() -> None:

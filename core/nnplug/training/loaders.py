@@ -27,7 +27,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnplug.training.worker_failures import WorkerDiedError, describe_exception, describe_exit
-from nnplug.training.worker_process import WorkerTask, work
+from nnplug.training.worker_process import WorkerTask, seed_generators, work
 
 __all__ = ["Augmenter", "SerialAugmenter", "WorkerDiedError", "build_augmenters", "worker_seeds"]
 
@@ -184,6 +184,8 @@ def build_augmenters(
     """
     num_train = get_allowed_n_proc_DA()
     if num_train == 0:
+        if seed is not None and rank > 0:  # every process has seeded its own generators alike
+            seed_generators(int(np.random.SeedSequence(seed, spawn_key=(rank, epoch, step)).generate_state(1)[0]))
         return SerialAugmenter(train_loader, None), SerialAugmenter(val_loader, None)
     num_val = max(1, num_train // 2)
     seeds = worker_seeds(seed, num_train + num_val, rank, epoch, step)
