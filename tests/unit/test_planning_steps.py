@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,10 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nnplug.errors import NnplugError
+from nnplug.files.folder_use import FolderUse
 from nnplug.planning.data import PlanningData, find_raw_data, open_inventory
 from nnplug.planning.experiment import PlannerSettings, plan_experiment
 from nnplug.planning.fingerprint import extract_fingerprint
-from nnplug.planning.preprocessing import preprocess, preprocessing_key
+from nnplug.planning.pipeline import plan, preprocess_configurations
+from nnplug.planning.preprocessing import check_made_for, preprocess, preprocessing_key
 from nnplug.planning.shards import Shard
 from nnplug.processes.case_pool import Pool
 from support import DatasetForTests
@@ -274,6 +277,21 @@ def test_an_unknown_extractor(tiny: PlanningData) -> None:
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_case_without_one_of_the_channels_is_named(tiny_prepared: DatasetForTests, tmp_path: Path) -> None:
+    copied = tmp_path / "raw" / tiny_prepared.name
+    shutil.copytree(tiny_prepared.raw_folder, copied)
+    described = read_json(copied / "dataset.json")
+    described["channel_names"] = {"0": "T1", "1": "T2"}
+    (copied / "dataset.json").write_text(json.dumps(described))
+    images = copied / "imagesTr"
+    for path in sorted(images.iterdir())[1:]:
+        shutil.copy(path, images / path.name.replace("_0000", "_0001"))
+    dataset = replace(tiny_prepared, raw=copied.parent, preprocessed=tmp_path / "preprocessed")
+    with dataset.with_results(tmp_path / "results").activated(), pytest.raises(NnplugError) as caught:
+        extract_fingerprint(find_raw_data(901), POOL)
+    assert "case tiny_00: it has 1 channel, and channel_names has T1, T2. Mend the case" in str(caught.value)
+
+
 def test_plans_need_a_fingerprint(tiny: PlanningData) -> None:
     with pytest.raises(NnplugError) as caught:
         plan_experiment(tiny, PlannerSettings())
@@ -418,6 +436,68 @@ def test_other_plans_make_the_cases_anew(planned: PlanningData, monkeypatch: pyt
     assert not unfinished(planned).exists()
 
 
+def write_other_plans(data: PlanningData) -> None:
+    """Plans with another spacing whose cases would lie where those of nnUNetPlans are, as those of ResEnc planners."""
+    plans = read_json(data.folder / "nnUNetPlans.json")
+    plans["configurations"][CONFIGURATION]["spacing"] = [2.0, 2.0, 2.0]
+    (data.folder / "others.json").write_text(json.dumps({**plans, "plans_name": "others"}))
+
+
+def preprocess_others(data: PlanningData, **options: bool) -> None:
+    preprocess_configurations(data, "others", [CONFIGURATION], num_processes=[0], **options)
+
+
+def test_cases_of_other_plans_are_replaced_only_when_asked_for(planned: PlanningData) -> None:
+    run(planned)
+    write_other_plans(planned)
+    before = files(final(planned))
+    with pytest.raises(NnplugError) as caught:
+        preprocess_others(planned)
+    assert str(caught.value) == (
+        f"'{CONFIGURATION}' would take the cases of '{CONFIGURATION}' of nnUNetPlans.json in {final(planned)}, which "
+        "are preprocessed in another way. Derive one with cases of its own (nnplug plans derive), or replace the cases "
+        "with --clean."
+    )
+    assert files(final(planned)) == before
+    preprocess_others(planned, clean=True)
+    check_made_for(planned.folder, read_json(planned.folder / "others.json"), CONFIGURATION)
+    with pytest.raises(NnplugError, match=rf"other way than '{CONFIGURATION}' of nnUNetPlans says. Run: nnplug prep"):
+        check_made_for(planned.folder, read_json(planned.folder / "nnUNetPlans.json"), CONFIGURATION)
+
+
+def test_other_cases_wait_until_no_training_reads_those_there(
+    planned: PlanningData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnplug.planning.preprocessing._PATIENCE_S", 0.2)
+    run(planned)
+    path = planned.folder / "nnUNetPlans.json"
+    plans = read_json(path)
+    plans["configurations"][CONFIGURATION]["spacing"] = [2.0, 2.0, 2.0]
+    path.write_text(json.dumps(plans))
+    before = files(final(planned))
+    with FolderUse(planned.folder) as training:
+        training.read()
+        with pytest.raises(NnplugError, match=r"^A training reads .*901_Tiny, and this would"):
+            run(planned)
+    assert files(final(planned)) == before
+    run(planned)
+
+
+def test_plans_that_models_began_with(
+    planned: PlanningData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "results" / planned.name / f"mine__nnUNetPlans__{CONFIGURATION}"
+    (model / "fold_0").mkdir(parents=True)
+    (model / "fold_0" / "checkpoint_latest.pth").write_bytes(b"")
+    plan(planned)
+    assert "warning" not in capsys.readouterr().out
+    plan(planned, PlannerSettings(gpu_memory_target_gb=1, target_spacing=(2, 2, 2)))
+    warning = capsys.readouterr().out.splitlines()[-1]
+    assert warning.startswith(
+        f"nnplug: warning: {model.name} began with other plans of this name. They predict as before"
+    )
+
+
 def test_a_changed_image_makes_its_case_anew(made: MadeInventory, monkeypatch: pytest.MonkeyPatch) -> None:
     data = opened(made)
     extract_fingerprint(data, POOL)
@@ -521,3 +601,16 @@ def test_labels_of_an_inventory_are_linked_unless_their_format_is_another(made: 
     run(opened(made))
     assert (folder / "case_0.nii.gz").readlink() == made.folder / "truth" / "zero.nii.gz"
     assert not sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "case_1.nii.gz"))).any()
+
+
+def test_a_label_that_is_gone_or_has_another_size_is_copied_again(planned: PlanningData) -> None:
+    run(planned)
+    gone, other = (planned.folder / "gt_segmentations" / f"tiny_0{index}.nii.gz" for index in (0, 1))
+    raw = other.read_bytes()
+    time = other.stat().st_mtime_ns
+    gone.unlink()
+    other.write_bytes(b"older, with the same time")
+    os.utime(other, ns=(time, time))
+    run(planned)
+    assert gone.is_file()
+    assert other.read_bytes() == raw

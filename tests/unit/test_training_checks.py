@@ -124,6 +124,11 @@ def test_options_that_do_not_go_together(active: DatasetForTests, options: dict[
     refused(message, 901, "2d", 0, **options)
 
 
+def test_batch_dice_needs_even_shares(active: DatasetForTests) -> None:
+    message = r"-num_gpus 2: with batch Dice .* the batch of 3 can not be shared so\. Use another number, or"
+    refused(message, 901, "2d", 0, trainer="batch_size=3", num_gpus=2)
+
+
 def test_device() -> None:
     with pytest.raises(NnplugError, match=r"Unknown device 'gpu'\. Choose cuda, cpu or mps"):
         choose_training_device("gpu")
@@ -136,8 +141,8 @@ def test_device() -> None:
 def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     trainer = nnplug.resolve("dice_loss")
-    counted = [count_gpus(device, size, trainer) for device, size in ((None, 8), ("cuda", 2), ("cpu", 8))]
-    assert counted == [4, 2, 1]
+    counted = [count_gpus(device, size, trainer) for device, size in ((None, 8), ("cuda", 2), ("cpu", 8), ("cuda", 9))]
+    assert counted == [4, 2, 1, 3]
     here = nnplug.TrainerConfig(name="here", loss_fn=lambda: torch.nn.MSELoss())
     assert count_gpus(None, 8, nnplug.resolve(here)) == 1
 
@@ -230,8 +235,7 @@ def test_a_training_keeps_its_data(own: DatasetForTests, command: str, capsys: p
         training.read()
         assert main([*command.split(), "-d", "901", "--clean", "--no_pbar"]) == 2
     assert capsys.readouterr().err == (
-        f"nnplug: error: A training reads {folder}, and --clean would take its data away. Wait until it ends, or leave "
-        "out --clean.\n"
+        f"nnplug: error: A training reads {folder}, and this would take its data away. Wait until it ends.\n"
     )
 
 

@@ -138,8 +138,7 @@ def test_data_is_not_made_anew_under_a_training(tool: Tool) -> None:
             refused.append(str(caught.value))
 
     tool(progress=progress)
-    message = f"A training reads {tool.cache}, and --clean would take its data away. Wait until it ends, or leave out "
-    assert refused == [f"{message}--clean."]
+    assert refused == [f"A training reads {tool.cache}, and this would take its data away. Wait until it ends."]
     before = times(tool.cache)
     with FolderUse(tool.cache) as use:
         use.read()

@@ -178,6 +178,9 @@ def _extract_case(job: _Job, name: str, files: CaseFiles) -> list[Problem]:
         problems += label_problems(name, files.label, label, job.settings.label_values)
     if problems:
         return list(dict.fromkeys(problems))
+    if len(images) != len(job.settings.channel_names):
+        channels = ", ".join(job.settings.channel_names)
+        raise CaseFailure(f"it has {count(len(images), 'channel')}, and channel_names has {channels}")
     if images.shape[1:] != label.shape[1:]:
         raise CaseFailure(f"its images have {images.shape[1:]} voxels, its label has {label.shape[1:]}")
     if not np.isfinite([images.min(), images.max(), label.min(), label.max()]).all():

@@ -30,7 +30,7 @@ def write_ground_truth(data: PlanningData, cases: Iterable[str], reader: type[An
         assert label is not None
         target = folder / f"{name}{data.inventory.file_ending}"
         draft = folder / f".{uuid.uuid4()}{data.inventory.file_ending}"
-        if _is_current(label, target, data.is_inventory):
+        if _is_current(label, target, data):
             continue
         try:
             with telling_when_full(folder):
@@ -40,10 +40,14 @@ def write_ground_truth(data: PlanningData, cases: Iterable[str], reader: type[An
             draft.unlink(missing_ok=True)
 
 
-def _is_current(label: Path, target: Path, linked: bool) -> bool:
+def _is_current(label: Path, target: Path, data: PlanningData) -> bool:
     if target.is_symlink():
-        return linked and os.readlink(target) == str(label)
-    return target.is_file() and target.stat().st_mtime_ns == label.stat().st_mtime_ns
+        return data.is_inventory and os.readlink(target) == str(label)
+    if not target.is_file():
+        return False
+    is_copy = not data.is_inventory or label.name.endswith(data.inventory.file_ending)
+    ours, its = target.stat(), label.stat()
+    return ours.st_mtime_ns == its.st_mtime_ns and not (is_copy and ours.st_size != its.st_size)
 
 
 def _write(label: Path, draft: Path, data: PlanningData, reader: type[Any]) -> None:

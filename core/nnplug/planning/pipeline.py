@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from nnplug.datasets import read_plans
 from nnplug.errors import NnplugError
-from nnplug.inventory.problems import count
+from nnplug.inventory.problems import count, shortened
 from nnplug.planning.data import PlanningData
 from nnplug.planning.data_record import check_unchanged
 from nnplug.planning.experiment import PlannerSettings, describe_plans, plan_experiment
 from nnplug.planning.fingerprint import extract_fingerprint
+from nnplug.planning.plans_file import PlansFile, trained_with
+from nnplug.planning.plans_writing import check_data_folder
 from nnplug.planning.preprocessing import preprocess
 from nnplug.planning.shards import WHOLE, Shard
 from nnplug.processes.case_pool import Pool, choose_num_processes
@@ -72,10 +74,18 @@ def fingerprint(
 
 
 def plan(data: PlanningData, settings: PlannerSettings | None = None, running: Running = Running()) -> str:
-    """The plans' name after ``plan_experiment``; says what they are."""
+    """The plans' name after ``plan_experiment``; says what they are, and of models with other plans of this name."""
     check_unchanged(data)
+    before = {path: path.read_bytes() for path in data.folder.glob("*.json")}
     name = plan_experiment(data, settings or PlannerSettings(), running.verbose)
     running.on_message("\n".join([f"{name}:", *describe_plans(data, name)]))
+    path = data.folder / f"{name}.json"
+    models = trained_with(data.name, name)
+    if models and before.get(path, path.read_bytes()) != path.read_bytes():
+        running.on_message(
+            f"nnplug: warning: {shortened([model.name for model in models])} began with other plans of this name. "
+            "They predict as before and can not be trained further. To keep both: -overwrite_plans_name"
+        )
     return name
 
 
@@ -119,6 +129,8 @@ def preprocess_configurations(
         if configuration not in known:
             running.on_message(f"{configuration}: not in the plans, left out")
             continue
+        if not clean:
+            _check_other_plans(data, plans_name, configuration)
         asked = num_processes[index % len(num_processes)] if num_processes is not None else None
         default = _DEFAULT_PROCESSES.get(configuration, _DEFAULT_PROCESSES_OF_OTHERS)
         pool = running.pool(asked, default, len(data.inventory.cases))
@@ -127,3 +139,15 @@ def preprocess_configurations(
         )
         if whole:
             running.on_message(f"{configuration}: {count(len(data.inventory.cases), 'case')} preprocessed")
+
+
+def _check_other_plans(data: PlanningData, plans_name: str, configuration: str) -> None:
+    """Refuse to replace the cases of other plans: planners of nnU-Net's share folders, whatever they plan."""
+    dataset_json = {key: value for key, value in data.inventory.dataset_json().items() if key != "dataset"}
+    file = PlansFile(data.folder, plans_name, read_plans(data.folder, plans_name), dataset_json)
+    if (data.folder / file.configuration(configuration)["data_identifier"]).is_dir():
+        check_data_folder(
+            file,
+            configuration,
+            "Derive one with cases of its own (nnplug plans derive), or replace the cases with --clean.",
+        )

@@ -23,8 +23,9 @@ from typing import Any
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnplug.datasets import read_plans
+from nnplug.datasets import read_json, read_plans
 from nnplug.errors import NnplugError
+from nnplug.files.folder_use import FolderUse
 from nnplug.files.json_files import as_plain_json
 from nnplug.inventory.loading import CaseFiles
 from nnplug.inventory.problems import Problem, count, raise_problems
@@ -40,6 +41,7 @@ from nnplug.processes.case_pool import Pool
 _UNFINISHED = ".unfinished"
 _DONE = ".done"
 _REPLACED = "replaced_"
+_PATIENCE_S = 10  # other shards begin at the same time
 # entries of a configuration that a preprocessed case does not depend on
 _NOT_READ = (
     "architecture",
@@ -56,7 +58,7 @@ _NOT_READ = (
 
 
 def preprocessing_key(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> str:
-    """A hash of everything but the images that preprocessed cases are made of: where it is equal, they are."""
+    """A hash of what preprocessed cases are made by, but the images and the versions of the code."""
     manager = PlansManager(dict(plans))
     settings = manager.get_configuration(configuration).configuration
     parts: list[Any] = [
@@ -64,10 +66,7 @@ def preprocessing_key(plans: Mapping[str, Any], configuration: str, dataset_json
         [plans[key] for key in ("transpose_forward", "image_reader_writer", "label_manager")],
         plans["foreground_intensity_properties_per_channel"],
         [dataset_json.get(key) for key in ("labels", "regions_class_order")],
-        nnunet_version(),
     ]
-    plugin = plugin_of_preprocessor(settings["preprocessor_name"])
-    parts += [plugin] if plugin else []
     return hashlib.sha256(json.dumps(as_plain_json(parts), sort_keys=True).encode()).hexdigest()
 
 
@@ -112,12 +111,14 @@ def preprocess(
         write_ground_truth(data, data.inventory.cases, choose_reader(data.inventory))
         return True
     key = preprocessing_key(plans.plans, configuration, dataset_json)
+    versions = [nnunet_version(), plugin_of_preprocessor(manager.preprocessor_name)]
     folder = _CaseFolder(
         data.folder / manager.data_identifier,
-        {name: [key, *files] for name, files in file_states(data).items()},
+        {name: [key, as_plain_json(versions), *files] for name, files in file_states(data).items()},
     )
     cases = shard.of(data.inventory.cases)
     if folder.open(list(cases) if clean else []):
+        write_ground_truth(data, data.inventory.cases, plans.image_reader_writer_class)
         return True
     pending = {name: files for name, files in cases.items() if not folder.is_done(name)}
     job = _Job(made(verbose=pool.verbose), plans, manager, dataset_json, folder)
@@ -139,6 +140,28 @@ def preprocess(
 def is_own(folder: Path) -> bool:
     """Whether the cases in a folder were preprocessed here; else nothing says what they were made of."""
     return (folder / _DONE).is_dir()
+
+
+def check_made_for(folder: Path, plans: Mapping[str, Any], configuration: str) -> None:
+    """Refuse cases that were preprocessed in another way than plans say; nnU-Net's own do not tell how they were.
+
+    Args:
+        folder: ``nnUNet_preprocessed/DatasetXXX_NAME``.
+        plans: of the data set.
+        configuration: of the plans.
+    """
+    cases = folder / PlansManager(dict(plans)).get_configuration(configuration).data_identifier
+    record = next((cases / _DONE).glob("*"), None)
+    if record is None:
+        return
+    dataset_json = read_json(folder / "dataset.json", "The data set file")
+    if _read(record)["key"][0] != preprocessing_key(plans, configuration, dataset_json):
+        name = plans["plans_name"]
+        raise NnplugError(
+            f"The cases in {cases} were preprocessed in another way than '{configuration}' of {name} says. Run: "
+            f"nnplug preprocess -d {folder.name} -plans_name {name} -c {configuration}, with the same --inventory or "
+            "--cache-dir if there is one."
+        )
 
 
 def _run_own(
@@ -172,7 +195,9 @@ class _CaseFolder:
         is_whole = self.path.is_dir()
         if is_whole and not anew and set(self._made(self.path)) == set(self.keys) and not self.missing(self.path):
             return True
-        with contextlib.suppress(FileNotFoundError):  # another shard was faster
+        with contextlib.suppress(FileNotFoundError), FolderUse(self.path.parent) as use:  # another shard was faster
+            if is_whole:
+                use.make_anew(patience_s=_PATIENCE_S)
             if is_whole and not is_own(self.path):
                 # nnU-Net itself made it: kept until the new cases are whole
                 now = time.strftime("%Y-%m-%d_%H-%M-%S")

@@ -18,6 +18,7 @@ from nnplug.discovery.registry import get_registry
 from nnplug.errors import NnplugError
 from nnplug.files.folder_use import FolderUse
 from nnplug.networks.network import configure_plans
+from nnplug.planning.preprocessing import check_made_for
 from nnplug.training.data_remarks import describe_data
 from nnplug.training.data_seams import NUM_FOLDS
 from nnplug.training.fold_training import FoldJob, train_fold
@@ -96,10 +97,16 @@ def train(
     dataset_json = read_json(folder / "dataset.json", "The data set file")
     configured = configure_plans(plans_json, configuration, resolved)
     batch_size = _check_preprocessed(folder, configured, configuration)
+    check_made_for(folder, plans_json, configuration)
     num_gpus = count_gpus(device, batch_size, resolved) if num_gpus is None else num_gpus
     if num_gpus > batch_size:
         raise NnplugError(f"-num_gpus {num_gpus}: the batch of {batch_size} has too few samples to share. Use fewer.")
     device = choose_training_device(device, num_gpus)
+    if batch_size % num_gpus and PlansManager(configured).get_configuration(configuration).batch_dice:
+        raise NnplugError(
+            f"-num_gpus {num_gpus}: with batch Dice (batch_dice in the plans) every process needs as many samples, and "
+            f"the batch of {batch_size} can not be shared so. Use another number, or +batch_size=N."
+        )
     base = results / name / f"{resolved.name}__{plans_json['plans_name']}__{configuration}"
     previous = _previous_stage(
         configured,
@@ -169,13 +176,13 @@ def find_weights(pretrained_weights: str | Path | None, mode: str) -> Path | Non
 
 
 def count_gpus(device: str | None, batch_size: int, trainer: ResolvedConfig) -> int:
-    """The visible GPUs, as far as the batch has samples for them; 1 for a trainer that other processes do not know."""
+    """As many of the visible GPUs as share the batch evenly; 1 for a trainer that other processes do not know."""
     visible = torch.cuda.device_count() if device in (None, "cuda") else 0
     try:
         is_known = b"__main__" not in pickle.dumps(trainer)
     except (pickle.PicklingError, AttributeError, TypeError):
         is_known = False
-    return max(1, min(visible, batch_size)) if is_known else 1
+    return max(number for number in range(1, max(1, visible) + 1) if batch_size % number == 0) if is_known else 1
 
 
 def choose_folds(
