@@ -281,6 +281,38 @@ def test_transparency(tmp_path: Path) -> None:
         read_image(scans.folder / "images/b.png")
 
 
+def test_transparency_of_tiff(tmp_path: Path) -> None:
+    colours = np.full((6, 7, 4), 255, np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", colours, photometric="rgb", extrasamples=["unassalpha"])
+    assert read_image(tmp_path / "x.tif").voxels.shape == (3, 6, 7)
+    colours[0, 0, 3] = 254
+    tifffile.imwrite(tmp_path / "x.tif", colours, photometric="rgb", extrasamples=["assocalpha"])
+    with pytest.raises(UnreadableImageError, match="it is partly transparent; save it without the alpha channel"):
+        read_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize(
+    ("file", "shape", "options"),
+    [
+        ("x.tif", (5, 2, 6, 7), {"imagej": True, "metadata": {"axes": "ZCYX"}}),
+        ("x.ome.tif", (4, 6, 7), {"metadata": {"axes": "CYX"}}),
+        ("x.ome.tif", (2, 6, 7), {"metadata": {"axes": "CYX"}}),
+        ("x.tif", (6, 7, 2), {"photometric": "minisblack", "planarconfig": "contig"}),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("is_constant", [False, True])
+def test_channels_of_tiff_are_no_transparency(
+    tmp_path: Path, file: str, shape: tuple[int, ...], options: dict[str, Any], dtype: str, is_constant: bool
+) -> None:
+    voxels = volume(dtype, shape)
+    axis = {4: 1, 3: 2 if shape[-1] == 2 else 0}[len(shape)]
+    if is_constant:
+        voxels.swapaxes(0, axis)[-1] = np.iinfo(dtype).max
+    tifffile.imwrite(tmp_path / file, voxels, **options)
+    assert np.array_equal(read_image(tmp_path / file).voxels, np.moveaxis(voxels, axis, 0))
+
+
 # --- TIFF ------------------------------------------------------------------------------------------------------------
 
 
@@ -493,6 +525,82 @@ def test_images_to_predict(tmp_path: Path) -> None:
     assert main([*command, "--spacing", "x=0.25", "z=2", "y=0.5", "mm", "-np", "0"]) == 0
     assert sorted(path.name for path in output.iterdir() if path.name[0] != ".") == ["a_0000.nii.gz", "b_0000.nii.gz"]
     assert read_image(output / "b_0000.nii.gz").spacing_mm == SPACING
+
+
+@pytest.mark.parametrize("table", ["case,ct\na,images/a.mha\n", "case,ct,label\na,images/a.mha,labels/a.mha\n"])
+def test_images_of_a_table_to_predict(tmp_path: Path, table: str) -> None:
+    scans = Scans(tmp_path, ".mha", volume(), LABEL)
+    (scans.folder / "table.csv").write_text(table)
+    output = tmp_path / "to_predict"
+    assert main(["convert", "images", "--csv", str(scans.folder / "table.csv"), "-o", str(output), "-np", "0"]) == 0
+    assert sorted(path.name for path in output.iterdir() if path.name[0] != ".") == ["a_0000.nii.gz"]
+
+
+def test_a_file_is_used_once(tmp_path: Path) -> None:
+    scans = Scans(tmp_path, ".mha", volume(), LABEL)
+    lines = ["case,ct,label", "a,images/a.mha,labels/a.mha", "b,images/a.mha,labels/b.mha"]
+    (scans.folder / "table.csv").write_text("\n".join(lines))
+    assert scans.refusal(table=scans.folder / "table.csv") == (
+        "table.csv: case b, images/a.mha: used as channel 0, and by case a as channel 0. Each file belongs to one case "
+        "and one channel."
+    )
+
+
+# --- what was converted before ---------------------------------------------------------------------------------------
+
+
+def test_a_case_left_out_or_added_keeps_the_others(tmp_path: Path) -> None:
+    scans = Scans(tmp_path, ".mha", volume(), LABEL)
+    scans.save("labels/b.mha", LABEL + 5)
+    assert "case b: labels/b.mha: the label holds 5, 6; expected 0, 1. Mend the case, or leave it out." in (
+        scans.refusal()
+    )
+    written = (scans.target / "imagesTr/a_0000.nii.gz").stat().st_mtime_ns
+    for file in ("images/b.mha", "labels/b.mha"):
+        (scans.folder / file).unlink()
+    scans.convert()
+    assert json.loads((scans.target / "dataset.json").read_text())["numTraining"] == 1
+    for case in ("c", "d"):
+        scans.save(f"images/{case}.mha", volume())
+        scans.save(f"labels/{case}.mha", LABEL)
+    scans.convert()
+    assert json.loads((scans.target / "dataset.json").read_text())["numTraining"] == 3
+    for path in [*scans.folder.glob("*/d.*"), *scans.target.glob("*/d[._]*")]:
+        path.unlink()
+    scans.convert()
+    assert json.loads((scans.target / "dataset.json").read_text())["numTraining"] == 2
+    assert (scans.target / "imagesTr/a_0000.nii.gz").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("as_inventory", [True, False])
+def test_an_edited_description_is_not_replaced(tmp_path: Path, as_inventory: bool) -> None:
+    scans = Scans(tmp_path, ".mha", volume(), LABEL)
+    inventory = tmp_path / "result.json" if as_inventory else None
+    scans.convert(inventory=inventory)
+    file = inventory or scans.target / "dataset.json"
+    written = file.read_bytes()
+    edited = written.replace(b"box", b"cube")
+    file.write_bytes(edited)
+    assert scans.convert(inventory=inventory) == scans.target
+    (scans.target / "imagesTr/b_0000.nii.gz").unlink()
+    for dry_run in (True, False):
+        with pytest.raises(NnplugError) as caught:
+            scans.convert(inventory=inventory, dry_run=dry_run)
+        assert str(caught.value) == (
+            f"{file} has been edited since, or is not from this command. Move it away to keep it, or give --overwrite "
+            "to write it anew."
+        )
+    assert file.read_bytes() == edited
+    assert not (scans.target / "imagesTr/b_0000.nii.gz").exists()
+    scans.convert(inventory=inventory, overwrite=True)
+    assert file.read_bytes() == written
+
+
+def test_hidden_files_are_no_cases(tmp_path: Path) -> None:
+    scans = Scans(tmp_path, ".mha", volume(), LABEL)
+    scans.convert()
+    (scans.target / "imagesTr/.DS_Store").touch()
+    assert scans.convert(overwrite=True) == scans.target
 
 
 @pytest.mark.parametrize(

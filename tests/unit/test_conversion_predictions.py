@@ -164,3 +164,37 @@ def test_images_that_do_not_belong(predicted: Path, capsys: pytest.CaptureFixtur
     assert convert(predicted) == 2
     assert f"the prediction has 3x4x5 voxels, and its image {scans / 'a.mha'} has 2x4x5" in capsys.readouterr().err
     assert (predicted.parent / "out" / "b.mha").is_file()
+
+
+# --- files that are there --------------------------------------------------------------------------------------------
+
+
+def test_files_of_others_are_not_replaced(predicted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = (predicted / "b.nii.gz").rename(predicted.parent / "b.nii.gz")
+    assert convert(predicted) == 0
+    out = predicted.parent / "out"
+    (out / "b.mha").write_text("mine")
+    other.rename(predicted / "b.nii.gz")
+    capsys.readouterr()
+    for more in (["--dry-run"], []):
+        assert convert(predicted, *more) == 2
+        assert capsys.readouterr().err.startswith(
+            f"nnplug: error: {out}: case b: b.mha is there already and not from this command; move it away, or give "
+            "--overwrite. "
+        )
+        assert (out / "b.mha").read_text() == "mine"
+    assert convert(predicted, "--overwrite") == 0
+    assert read_image(out / "b.mha").size == (3, 4, 5)
+
+
+def test_a_case_that_comes_back_is_not_replaced(predicted: Path) -> None:
+    assert convert(predicted) == 0
+    corrected = predicted.parent / "out" / "b.mha"
+    corrected.write_text("corrected")
+    other = (predicted / "b.nii.gz").rename(predicted.parent / "b.nii.gz")
+    sitk.WriteImage(sitk.Image(5, 4, 3, sitk.sitkUInt8), str(predicted / "c.nii.gz"))
+    sitk.WriteImage(sitk.Image(5, 4, 3, sitk.sitkUInt8), str(predicted.parent / "scans" / "c.mha"))
+    assert convert(predicted) == 0
+    other.rename(predicted / "b.nii.gz")
+    assert convert(predicted) == 0
+    assert corrected.read_text() == "corrected"

@@ -154,6 +154,52 @@ def test_a_run_that_was_killed_leaves_no_data_set(task: MadeTask, monkeypatch: p
     assert len(contents(target)) == 6
 
 
+def test_a_case_that_was_begun_is_converted_again(task: MadeTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnplug.conversion import running
+
+    replace = os.replace
+
+    def killed_after_the_label_of_b(source: Path, path: Path) -> None:
+        replace(source, path)
+        if path.name == "b.nii.gz":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(running.os, "replace", killed_after_the_label_of_b)
+    with pytest.raises(KeyboardInterrupt):
+        task.convert()
+    monkeypatch.undo()
+    target = task.raw / "Dataset007_Made"
+    log = target / ".nnplug_conversion.jsonl"
+    assert (target / "labelsTr/b.nii.gz").is_file()
+    of_b = [line for line in log.read_text().splitlines() if '"b"' in line]
+    log.write_text("".join(f"{line}\n" for line in log.read_text().splitlines() if line not in of_b))
+    assert "case b: imagesTr/b_0000.nii.gz and labelsTr/b.nii.gz are there already and not from" in task.refusal()
+    log.write_text(log.read_text() + "".join(f"{line}\n" for line in of_b))
+    assert task.convert() == (target, ["b"])
+
+
+def test_a_log_of_before_goes_on(task: MadeTask) -> None:
+    """It told the number of cases among the settings, and neither of begun cases nor of dataset.json."""
+    target, _ = task.convert()
+    log = target / ".nnplug_conversion.jsonl"
+    settings, *lines = map(json.loads, log.read_text().splitlines())
+    settings["settings"]["dataset"]["numTraining"] = 2
+    before = [settings, *(line for line in lines if "case" in line)]
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in before))
+    assert task.convert() == (target, [])
+    (target / "dataset.json").unlink()
+    (target / "labelsTr/b.nii.gz").unlink()
+    assert task.convert() == (target, ["b"])
+
+
+def test_the_number_of_cases_is_no_setting(task: MadeTask) -> None:
+    target, _ = task.convert()
+    task.save("imagesTr/c.nii.gz", make_case(3)[0].astype(np.int16))
+    task.save("labelsTr/c.nii.gz", make_case(3)[1])
+    assert task.convert() == (target, ["c"])
+    assert json.loads((target / "dataset.json").read_text())["numTraining"] == 3
+
+
 def test_changed_sources_and_settings(task: MadeTask) -> None:
     target, _ = task.convert()
     task.save("labelsTr/a.nii.gz", np.zeros((6, 8, 10), np.uint8))

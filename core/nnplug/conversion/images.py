@@ -15,10 +15,12 @@ from nnplug.conversion.target import check_description, write_description
 from nnplug.conversion.writing import TARGET_ENDINGS, Output, image_outputs, label_outputs, reader_for, relabel
 from nnplug.errors import NnplugError
 from nnplug.image_headers import ROUNDED_SPACING_TOLERANCE, UnreadableImageError, geometry_differences
+from nnplug.inventory import rules
+from nnplug.inventory.file_stats import stat_files
 from nnplug.inventory.loading import CaseFiles, Inventory
 from nnplug.inventory.making import write_inventory
 from nnplug.inventory.patterns import FoundFiles, default_patterns, find_files, read_table
-from nnplug.inventory.problems import raise_problems
+from nnplug.inventory.problems import Problem, raise_problems
 from nnplug.processes.case_pool import CaseFailure, Pool
 
 
@@ -30,7 +32,7 @@ class ImageFiles:
         folder: that is searched; None with ``table``.
         target: folder of the result.
         image_patterns, label_pattern: see ``nnplug inventory make``; None takes those of the folder's layout.
-        table: CSV file with the columns case, label and one for each channel.
+        table: CSV file with the columns case, label and one for each channel; without ``labels`` it needs no label.
         labels: name to value in the source's labels; they are numbered in this order. Empty for images to predict.
         channels: names; None takes those of the patterns, the colours, or numbers.
         spacing_mm: by axis x, y, z, stated by the user; None reads it.
@@ -86,7 +88,7 @@ def convert_images(files: ImageFiles, pool: Pool, *, overwrite: bool = False, dr
     """
     source = files.table or files.folder
     found = _find(files)
-    raise_problems(source, found.problems)
+    raise_problems(source, [*found.problems, *_used_twice(found)])
     channels, ending, reader = _describe(files, found)
     description: dict[str, Any] = {
         "channel_names": {str(index): name for index, name in enumerate(channels)},
@@ -122,7 +124,7 @@ def convert_images(files: ImageFiles, pool: Pool, *, overwrite: bool = False, dr
 
 def _find(files: ImageFiles) -> FoundFiles:
     if files.table is not None:
-        return read_table(files.table)
+        return read_table(files.table, labelled=bool(files.labels))
     assert files.folder is not None
     images, label = files.image_patterns, files.label_pattern
     if images is None and files.labels:
@@ -134,6 +136,12 @@ def _find(files: ImageFiles) -> FoundFiles:
     if label is not None and not files.labels:
         raise NnplugError("What do the labels mean? Name their values, as in --labels background=0 vessel=255.")
     return find_files(files.folder, images, label)
+
+
+def _used_twice(found: FoundFiles) -> list[Problem]:
+    uses = [(name, f"channel {index}", path) for name in found.images for index, path in enumerate(found.images[name])]
+    uses += [(name, "label", path) for name, path in found.labels.items()]
+    return rules.check_duplicates(uses, stat_files([path for _, _, path in uses]))
 
 
 def _label(found: FoundFiles, name: str) -> tuple[Path, ...]:

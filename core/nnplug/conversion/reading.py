@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from nnplug.inventory.problems import count
 ITK_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
 TIFF_ENDINGS = (".tif", ".tiff")
 NATURAL_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")
+#: TIFF's tag ExtraSamples of associated and unassociated alpha.
+_ALPHA = ((1,), (2,))
 _UNITS_MM = {"nm": 1e-6, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "\\u00b5m": 1e-3, "micron": 1e-3, "microns": 1e-3}
 UNITS_MM = {**_UNITS_MM, "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1e3, "inch": 25.4}
 
@@ -77,9 +79,7 @@ def read_image(path: Path, *, is_label: bool = False) -> Image:
         image = _reader(ending, is_label)(path)
         if image.voxels.size == 0:
             raise UnreadableImageError("it has no voxels")
-        if not is_label:
-            image = _without_alpha(image)
-        elif len(image.voxels) != 1:
+        if is_label and len(image.voxels) != 1:
             raise UnreadableImageError(f"the label holds {len(image.voxels)} channels; expected one of integers")
         number = _count_nonfinite(path, ending, image.voxels)
         if number:
@@ -98,7 +98,7 @@ def _reader(ending: str, is_label: bool) -> Callable[[Path], Image]:
     if ending in ITK_ENDINGS:
         return _read_itk
     if ending.endswith(TIFF_ENDINGS):
-        return _read_tiff
+        return lambda path: _read_tiff(path, is_label)
     if ending in NATURAL_ENDINGS and not (is_label and ending in (".jpg", ".jpeg")):
         return lambda path: _read_natural(path, is_label)
     if ending in NATURAL_ENDINGS:
@@ -154,22 +154,20 @@ def _read_natural(path: Path, is_label: bool) -> Image:
         elif path.suffix.lower() == ".png":
             image.verify()
             voxels = _read_itk(path).voxels
-            return Image(voxels)
+            return Image(voxels if is_label or len(voxels) not in (2, 4) else _without_alpha(voxels))
         else:
             voxels = np.asarray(image)
     if mode not in ("1", "L", "P", "RGB", "RGBA", "I;16", "I", "F"):
         raise UnreadableImageError(f"its colours are {mode}; save it as grey or RGB")
-    return Image(np.moveaxis(voxels, -1, 0) if voxels.ndim == 3 else voxels[None])
+    voxels = np.moveaxis(voxels, -1, 0) if voxels.ndim == 3 else voxels[None]
+    return Image(_without_alpha(voxels) if mode == "RGBA" and not is_label else voxels)
 
 
-def _without_alpha(image: Image) -> Image:
-    number = len(image.voxels)
-    if number not in (2, 4) or image.origin_mm is not None or image.voxels.dtype not in (np.uint8, np.uint16):
-        return image
-    alpha = image.voxels[-1]
-    if np.any(alpha != np.iinfo(alpha.dtype).max):
+def _without_alpha(voxels: np.ndarray) -> np.ndarray:
+    """Drop the last channel, of 8 or 16 bits, which is opaque everywhere."""
+    if np.any(voxels[-1] != np.iinfo(voxels.dtype).max):
         raise UnreadableImageError("it is partly transparent; save it without the alpha channel")
-    return replace(image, voxels=image.voxels[:-1])
+    return voxels[:-1]
 
 
 # --- TIFF ------------------------------------------------------------------------------------------------------------
@@ -186,7 +184,7 @@ class _Complaints(logging.Handler):
         self.found.append(record.getMessage())
 
 
-def _read_tiff(path: Path) -> Image:
+def _read_tiff(path: Path, is_label: bool) -> Image:
     import tifffile
 
     complaints = _Complaints()
@@ -198,12 +196,15 @@ def _read_tiff(path: Path) -> Image:
                 raise UnreadableImageError(f"it holds {len(file.series)} images of different kinds; save one a file")
             series = file.series[0]
             voxels, axes = series.asarray(), series.axes
+            has_alpha = "S" in axes and series.keyframe.extrasamples[-1:] in _ALPHA
             spacing = _tiff_spacing(file, "Z" in axes or "Q" in axes or "I" in axes)
     finally:
         logger.removeHandler(complaints)
     if any("invalid page offset" in text or "failed to reshape" in text for text in complaints.found):
         raise UnreadableImageError("the file is truncated")
     voxels = _channels_first(voxels, axes)
+    if has_alpha and not is_label and voxels.dtype in (np.uint8, np.uint16):
+        voxels = _without_alpha(voxels)
     return Image(voxels, spacing if spacing and len(spacing) == voxels.ndim - 1 else None)
 
 

@@ -1,14 +1,14 @@
 """Run a conversion: in parallel, file by file whole, going on where it stopped. Imports no torch.
 
-A log beside the result, ``.nnplug_conversion.jsonl``, holds the settings and a line for each finished case with the
-size and time of its sources. Files are written under another name and moved into place, and ``dataset.json`` comes
-last: a conversion that was killed or has failed cases is never taken for a whole one.
+What was done stands in a log beside the result; files that are not in it are another's. Files are written under another
+name and moved into place, and ``dataset.json`` comes last: a conversion that was killed or has failed cases is never
+taken for a whole one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from nnplug.conversion.log import Log, add_line, read_log, write_log
 from nnplug.conversion.writing import Output
 from nnplug.errors import NnplugError
 from nnplug.files.atomic_file import write_error
@@ -28,7 +29,6 @@ from nnplug.inventory.problems import Problem, count, raise_problems, shortened
 from nnplug.planning.disk import flush_to_disk, telling_when_full
 from nnplug.processes.case_pool import CaseFailure, Pool
 
-LOG = ".nnplug_conversion.jsonl"
 _LOCK = ".nnplug_conversion.lock"
 _TEMPORARY = ".nnplug_conversion"
 PRELOAD = ("nnplug.conversion.running", "SimpleITK", "tifffile", "nibabel", "PIL.Image")
@@ -55,7 +55,7 @@ class Conversion:
 
     Attributes:
         target: folder of the result.
-        settings: what every case depends on, as JSON.
+        settings: what every case depends on, as JSON; ``numTraining`` in it does not count.
         cases: by name.
         convert: function of a module, called with ``shared``, the name and ``Case.work``; reads and checks everything
             and returns what to write. Raises CaseFailure or UnreadableImageError.
@@ -89,9 +89,8 @@ def run(conversion: Conversion, pool: Pool, *, overwrite: bool, dry_run: bool) -
     """
     _check(conversion)
     if dry_run:
-        finished = _begin(conversion, overwrite)
-        waiting = {name: case for name, case in conversion.cases.items() if name not in finished}
-        _work_on(conversion, waiting, pool, None)
+        waiting = _begin(conversion, overwrite).waiting
+        _work_on(conversion, waiting, pool, overwrite=overwrite, is_dry=True)
         return Outcome(conversion.target, list(waiting), len(conversion.cases))
     is_new = not conversion.target.exists()
     try:
@@ -99,33 +98,31 @@ def run(conversion: Conversion, pool: Pool, *, overwrite: bool, dry_run: bool) -
     except OSError as error:
         raise write_error(conversion.target, error) from None
     with _only_one(conversion.target), _leave_no_empty(conversion.target, is_new), _temporary_folder(conversion.target):
-        finished = _begin(conversion, overwrite)
-        waiting = {name: case for name, case in conversion.cases.items() if name not in finished}
-        if waiting or not (conversion.final_file and conversion.final_file.is_file()):
+        waiting, lines, is_whole = _begin(conversion, overwrite)
+        if not is_whole:
             if conversion.final_file is not None:
                 conversion.final_file.unlink(missing_ok=True)
-            _write_log(conversion, finished)
-            with (conversion.target / LOG).open("a", encoding="utf-8") as log:
-                _work_on(conversion, waiting, pool, log)
+            write_log(conversion.target, lines)
+            _work_on(conversion, waiting, pool, overwrite=overwrite, is_dry=False)
             if overwrite:
                 _remove_leftovers(conversion)
-            _, lines = _read_log(conversion.target)
-            conversion.finish({name: lines[name]["files"] for name in conversion.cases})
+            finished = read_log(conversion.target).finished
+            conversion.finish({name: finished[name]["files"] for name in conversion.cases})
+            add_line(conversion.target, {"whole": list(conversion.cases), "hash": _hash(conversion.final_file)})
     return Outcome(conversion.target, list(waiting), len(conversion.cases))
 
 
-def _work_on(conversion: Conversion, waiting: Mapping[str, Case], pool: Pool, log: Any) -> None:
+def _work_on(conversion: Conversion, waiting: Mapping[str, Case], pool: Pool, *, overwrite: bool, is_dry: bool) -> None:
     def take(name: str, files: list[str]) -> None:
-        if log is not None:
-            log.write(json.dumps({"case": name, "stamp": _stamp(conversion.cases[name]), "files": files}) + "\n")
-            log.flush()
+        if not is_dry:
+            add_line(conversion.target, {"case": name, "stamp": _stamp(conversion.cases[name]), "files": files})
 
-    shared = (conversion.convert, conversion.shared, None if log is None else conversion.target)
-    title = "Checking" if log is None else "Converting"
+    shared = _Shared(conversion.convert, conversion.shared, conversion.target, overwrite, is_dry)
+    title = "Checking" if is_dry else "Converting"
     failures = pool.run(_convert_case, shared, {name: case.work for name, case in waiting.items()}, title, take)
     if failures:
         done = count(len(waiting) - len(failures), "other case")
-        then = "" if log is None else f" {done} converted; run it again when these are mended."
+        then = "" if is_dry else f" {done} converted; run it again when these are mended."
         advice = "Mend the case, or leave it out."
         problems = [Problem(failures[name], advice, name) for name in waiting if name in failures]
         if then:
@@ -147,51 +144,92 @@ def _check(conversion: Conversion) -> None:
                 )
 
 
-def _begin(conversion: Conversion, overwrite: bool) -> set[str]:
-    """The cases that are finished.
+class _State(NamedTuple):
+    """Where a conversion stands.
+
+    Attributes:
+        waiting: cases to convert.
+        lines: that the log is to begin with.
+        is_whole: nothing is left to do.
+    """
+
+    waiting: dict[str, Case]
+    lines: list[dict[str, Any]]
+    is_whole: bool
+
+
+def _begin(conversion: Conversion, overwrite: bool) -> _State:
+    """What is left to do.
 
     Raises:
         NnplugError: something else is in the target.
     """
-    target = conversion.target
+    target, final_file = conversion.target, conversion.final_file
     others = sorted(path.name for path in target.iterdir() if not path.name.startswith(".")) if target.is_dir() else []
-    if conversion.final_file is not None and conversion.final_file.parent != target and conversion.final_file.exists():
-        others.append(conversion.final_file.name)
-    settings, lines = _read_log(target)
+    if final_file is not None and final_file.parent != target and final_file.exists():
+        others.append(final_file.name)
+    log = read_log(target)
     _check_foreign(conversion)
-    if settings is None:
-        if others and not overwrite:
-            raise NnplugError(
-                f"{target} is there already ({shortened(others)}) and not from this command. Give --overwrite to "
-                "replace its files, or another target."
-            )
-        return set()
-    if not lines:
-        return set()
-    wanted = as_plain_json(dict(conversion.settings))
-    differing = sorted(key for key in {*settings, *wanted} if settings.get(key) != wanted.get(key))
-    if overwrite and differing:
-        return set()
-    if differing:
+    if log.settings is None and others and not overwrite:
+        raise NnplugError(
+            f"{target} is there already ({shortened(others)}) and not from this command. Give --overwrite to "
+            "replace its files, or another target."
+        )
+    kept = _finished_before(conversion, log, overwrite)
+    waiting = {name: case for name, case in conversion.cases.items() if name not in kept}
+    is_whole = not waiting and set(log.whole) == set(conversion.cases) and (final_file is None or final_file.is_file())
+    if final_file is not None and final_file.is_file() and not (is_whole or overwrite or log.hash == _hash(final_file)):
+        raise NnplugError(
+            f"{final_file} has been edited since, or is not from this command. Move it away to keep it, or give "
+            "--overwrite to write it anew."
+        )
+    begun = {
+        name: [file for file in files if (target / file).exists()]
+        for name, files in log.files.items()
+        if name not in kept
+    }
+    lines = [
+        {"settings": as_plain_json(dict(conversion.settings))},
+        *({"begin": name, "files": files} for name, files in begun.items() if files),
+        *kept.values(),
+    ]
+    return _State(waiting, lines, is_whole)
+
+
+def _finished_before(conversion: Conversion, log: Log, overwrite: bool) -> dict[str, dict[str, Any]]:
+    """The log's lines of cases that need not be converted again, of cases that are left out now, too."""
+    target = conversion.target
+    if log.settings is None or not log.finished:
+        return {}
+    before, now = _without_count(log.settings), _without_count(as_plain_json(dict(conversion.settings)))
+    differing = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    if differing and not overwrite:
         raise NnplugError(
             f"{target} was made with other settings ({', '.join(differing)}). Give --overwrite to replace its files, "
             "or another target."
         )
-    finished, changed = set(), []
-    for name, line in lines.items():
-        whole = all((target / file).is_file() for file in line["files"])
-        if name not in conversion.cases or not whole:
-            continue
-        if line["stamp"] == _stamp(conversion.cases[name]):
-            finished.add(name)
-        else:
-            changed.append(name)
+    if differing:
+        return {}
+    whole = {
+        name: line for name, line in log.finished.items() if all((target / file).is_file() for file in line["files"])
+    }
+    cases = conversion.cases
+    changed = [name for name, line in whole.items() if name in cases and line["stamp"] != _stamp(cases[name])]
     if changed and not overwrite:
         raise NnplugError(
             f"{target}: the sources of {count(len(changed), 'case')} have changed since ({shortened(changed)}). Give "
             "--overwrite to convert them again."
         )
-    return finished
+    return {name: line for name, line in whole.items() if name not in changed}
+
+
+def _without_count(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Cases may be left out or added."""
+    return {
+        key: _without_count(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if key != "numTraining"
+    }
 
 
 def _check_foreign(conversion: Conversion) -> None:
@@ -207,7 +245,7 @@ def _check_foreign(conversion: Conversion) -> None:
 def _files(target: Path) -> Iterator[tuple[str, Path]]:
     """Case and file of all that has a place in a data set."""
     for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
-        for path in sorted((target / folder).iterdir()) if (target / folder).is_dir() else ():
+        for path in sorted((target / folder).glob("[!.]*")):
             stem = path.name.removesuffix(".gz").rpartition(".")[0]
             is_channel = folder.startswith("images") and len(stem) > 5 and stem[-5] == "_" and stem[-4:].isdecimal()
             yield (stem[:-5] if is_channel else stem), path
@@ -215,8 +253,8 @@ def _files(target: Path) -> Iterator[tuple[str, Path]]:
 
 def _remove_leftovers(conversion: Conversion) -> None:
     """Files of our cases that this conversion did not write: channels that are no more, another ending."""
-    _, lines = _read_log(conversion.target)
-    written = {conversion.target / file for line in lines.values() for file in line["files"]}
+    finished = read_log(conversion.target).finished
+    written = {conversion.target / file for line in finished.values() for file in line["files"]}
     for _, path in _files(conversion.target):
         if path not in written:
             path.unlink()
@@ -230,25 +268,8 @@ def _stamp(case: Case) -> list[Any]:
     return []
 
 
-def _read_log(target: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Settings and cases; the line that was being written when a run was killed is left out."""
-    path = target / LOG
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(text))
-    if not lines or "settings" not in lines[0]:
-        return None, {}
-    return lines[0]["settings"], {line["case"]: line for line in lines[1:] if "case" in line}
-
-
-def _write_log(conversion: Conversion, finished: set[str]) -> None:
-    _, lines = _read_log(conversion.target)
-    kept = [
-        {"settings": as_plain_json(dict(conversion.settings))},
-        *(lines[name] for name in lines if name in finished),
-    ]
-    (conversion.target / LOG).write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
+def _hash(path: Path | None) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None else None
 
 
 @contextlib.contextmanager
@@ -268,7 +289,7 @@ def _leave_no_empty(target: Path, is_new: bool) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if is_new and not _read_log(target)[1]:
+        if is_new and not read_log(target).finished:
             shutil.rmtree(target, ignore_errors=True)
         raise
 
@@ -287,15 +308,37 @@ def _temporary_folder(target: Path) -> Iterator[None]:
 # --- in a worker -----------------------------------------------------------------------------------------------------
 
 
-def _convert_case(shared: tuple[Convert, Any, Path | None], name: str, work: Any) -> list[str]:
-    """Returns the files of the case; without a target nothing is written."""
-    convert, settings, target = shared
-    outputs = convert(settings, name, work)
-    if target is not None:
-        with telling_when_full(target):
+class _Shared(NamedTuple):
+    convert: Convert
+    shared: Any
+    target: Path
+    overwrite: bool
+    is_dry: bool
+
+
+def _convert_case(shared: _Shared, name: str, work: Any) -> list[str]:
+    """Returns the files of the case."""
+    outputs = shared.convert(shared.shared, name, work)
+    files = [output.file for output in outputs]
+    if not shared.overwrite:
+        _check_not_there(shared.target, name, files)
+    if not shared.is_dry:
+        with telling_when_full(shared.target):
+            add_line(shared.target, {"begin": name, "files": files})
             for output in outputs:
-                _store(target, output)
-    return [output.file for output in outputs]
+                _store(shared.target, output)
+    return files
+
+
+def _check_not_there(target: Path, name: str, files: list[str]) -> None:
+    """What this case has not begun to write is another's."""
+    there = [file for file in files if os.path.lexists(target / file)]
+    strange = sorted(set(there) - set(read_log(target).files.get(name, []))) if there else []
+    if strange:
+        raise CaseFailure(
+            f"{' and '.join(strange)} {'is' if len(strange) == 1 else 'are'} there already and not from this command; "
+            f"move {'it' if len(strange) == 1 else 'them'} away, or give --overwrite"
+        )
 
 
 def _store(target: Path, output: Output) -> None:

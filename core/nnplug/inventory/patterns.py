@@ -89,11 +89,13 @@ def default_patterns(folder: Path) -> tuple[list[str], str]:
     )
 
 
-def read_table(path: Path) -> FoundFiles:
+def read_table(path: Path, *, labelled: bool = True) -> FoundFiles:
     """A CSV file with the columns ``case`` and ``label``; every other one is a channel. Paths count from its folder.
 
+    Of images to predict, which are not ``labelled``, labels are not needed and not read.
+
     Raises:
-        NnplugError: no such file, or a column is missing.
+        NnplugError: no such file, a column is missing or there twice, or a line is longer than the header.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -101,28 +103,48 @@ def read_table(path: Path) -> FoundFiles:
         raise NnplugError(f"The table {path} can not be read ({error}).") from None
     first_line = text.partition("\n")[0]
     delimiter = max(",;\t", key=first_line.count)
-    rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(cell.strip() for cell in row)]
-    header = [cell.strip() for cell in rows[0]] if rows else []
-    missing = [name for name in ("case", "label") if name not in header]
+    header, *rows = _read_rows(text, delimiter) or [[]]
+    needed = ("case", "label") if labelled else ("case",)
+    missing = [name for name in needed if name not in header]
     channels = [name for name in header if name not in ("case", "label")]
     if missing or not channels:
         lacks = " and ".join(f"column '{name}'" for name in missing) or "column of images"
         raise NnplugError(f"The table {path} has no {lacks}; its first line is {first_line.strip()!r}.")
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise NnplugError(f"The table {path} has two columns '{twice[0]}'. Give each column a name of its own.")
     found = FoundFiles({}, {}, tuple(channels), ())
     problems = []
-    for row in rows[1:]:
-        cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
+    for row in rows:
+        cells = dict(zip(header, row, strict=False))
         case = cells.get("case", "")
-        gone = [name for name in header if not cells.get(name)]
+        if len(row) > len(header):
+            raise NnplugError(
+                f"The table {path} has {len(header)} columns ({', '.join(header)}), and more in the line of case "
+                f"{case}. Mend the line, or name its columns."
+            )
+        gone = [name for name in (*needed, *channels) if not cells.get(name)]
         if case in found.images:
             problems.append(Problem("it is there twice", "Give each case one line.", case, path))
             continue
         found.images[case] = [path.parent / cells[name] for name in channels if cells.get(name)]
-        if cells.get("label"):
+        if labelled and cells.get("label"):
             found.labels[case] = path.parent / cells["label"]
         if gone:
             problems.append(Problem(f"nothing stands under {' and '.join(gone)}", "Fill the line.", case, path))
     return FoundFiles(found.images, found.labels, found.channels, tuple(problems))
+
+
+def _read_rows(text: str, delimiter: str) -> list[list[str]]:
+    """Lines that are not empty, each without the empty cells at its end, which spreadsheets write."""
+    rows = []
+    for row in csv.reader(text.splitlines(), delimiter=delimiter):
+        cells = [cell.strip() for cell in row]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            rows.append(cells)
+    return rows
 
 
 # --- patterns --------------------------------------------------------------------------------------------------------
