@@ -207,6 +207,52 @@ def test_geometry_is_compared_and_all_problems_are_listed(folders: Callable[...,
     assert lines[5].startswith(f"  case c4, {predictions / 'c4.nii.gz'}: its direction is -1 x ")
 
 
+def test_values_that_are_no_labels(folders: Callable[..., tuple[Path, Path]]) -> None:
+    truth, predictions = folders(REGIONS, num_cases=4)
+    other = blocks(np.random.default_rng(1), 2)
+    save(predictions / "c0.nii.gz", other * 127)
+    save(truth / "c1.nii.gz", other * 2)
+    save(predictions / "c1.nii.gz", np.where(other == 2, 0.5, other).astype(np.float32))
+    # a prediction may hold the ignore label
+    save(predictions / "c2.nii.gz", other + (other == 2))
+    with pytest.raises(NnplugError) as error:
+        nnplug.evaluate(truth, predictions)
+    advice = "Mend the files, or leave out the case."
+    assert str(error.value).splitlines() == [
+        f"{predictions}: 2 problems:",
+        f"  case c0: the prediction holds 127, 254; labels has 0, 1, 2, 3. {advice}",
+        "  case c1: the truth holds 4; labels has 0, 1, 2, 3, and the prediction holds values that are no integers "
+        f"(0.5). {advice}",
+    ]
+
+
+def test_png_of_another_program_with_255(tmp_path: Path) -> None:
+    mask = np.zeros((1, 8, 9), np.uint8)
+    mask[:, 2:5, 3:6] = 1
+    for folder, value in (("truth", 1), ("predictions", 255)):
+        (tmp_path / folder).mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(mask[0] * value), str(tmp_path / folder / "a.png"))
+    description = {"labels": {"background": 0, "fg": 1}, "file_ending": ".png"}
+    (tmp_path / "predictions" / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(NnplugError, match=r": case a: the prediction holds 255; labels has 0, 1\. Mend the files, or"):
+        nnplug.evaluate(tmp_path / "truth", tmp_path / "predictions")
+
+
+def test_results_have_a_folder_before_anything_is_measured(
+    folders: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, predictions = folders()
+    monkeypatch.setattr("nnplug.evaluation.evaluating.find_pairs", None)
+    nowhere = predictions / "nowhere"
+    for wish in ({"output": nowhere / "r.json"}, {"csv": nowhere / "t.csv"}):
+        with pytest.raises(
+            NnplugError, match=r"\.(json|csv) can not be written: there is no folder .*nowhere\. Make it"
+        ):
+            nnplug.evaluate(truth, predictions, **wish)
+    with pytest.raises(NnplugError, match=r"predictions is a folder\. Name the file to write, for example .*result\.$"):
+        nnplug.evaluate(truth, predictions, output=predictions)
+
+
 def test_a_hidden_file_is_no_case(folders: Callable[..., tuple[Path, Path]]) -> None:
     truth, predictions = folders(num_cases=1)
     for folder in (truth, predictions):

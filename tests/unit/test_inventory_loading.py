@@ -10,6 +10,7 @@ import pytest
 from nnplug.errors import NnplugError
 from nnplug.inventory.loading import load_inventory, load_raw_folder
 from nnplug.inventory.problems import Problem, raise_problems
+from nnplug.inventory.readers import choose_reader
 from support.inventories import MadeInventory
 
 
@@ -256,6 +257,27 @@ def test_wrong_names_in_a_raw_folder(raw: Path) -> None:
         "Channels count from 0000 without a gap.",
         "case case_1, labelsTr/case_1.nii.gz: there is no such file. Mend the path, or leave the case out.",
     ]
+
+
+@pytest.mark.parametrize("ending", [None, "nii.gz"])
+def test_a_raw_folder_without_a_file_ending(raw: Path, ending: str | None) -> None:
+    content = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**content, "file_ending": ending}))
+    with pytest.raises(NnplugError) as error:
+        load_raw_folder(raw)
+    advice = "Give the ending that predictions get, for example .nii.gz."
+    assert str(error.value) == f"{raw / 'dataset.json'}: file_ending is {ending!r}. {advice}"
+
+
+def test_no_reader_of_its_own(raw: Path, made: MadeInventory) -> None:
+    content = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**content, "overwrite_image_reader_writer": None}))
+    made.content["overwrite_image_reader_writer"] = None
+    for inventory, problems in (load_raw_folder(raw), load_inventory(made.write())):
+        assert problems == []
+        assert choose_reader(inventory).__name__ == "SimpleITKIO"
+        # nnU-Net fails with null
+        assert "overwrite_image_reader_writer" not in inventory.dataset_json()
 
 
 def test_a_raw_folder_without_its_folders(tmp_path: Path) -> None:

@@ -220,11 +220,25 @@ def test_no_known_layout(tmp_path: Path) -> None:
         ("case,label\na,b", "has no column of images; its first line is 'case,label'."),
         ("case,ct,label\na,x,y\na,x,y", "case a, table.csv: it is there twice. Give each case one line."),
         ("case,ct,label\na,,y", "case a, table.csv: nothing stands under ct. Fill the line."),
+        ("case,ct,ct,label\na,x,y,z", "The table table.csv has two columns 'ct'. Give each column a name of its own."),
+        (
+            "case,ct,label,,\na,x,y,,\nb,x,y,z,",
+            "The table table.csv has 3 columns (case, ct, label), and more in the line of case b. Mend the line, or "
+            "name its columns.",
+        ),
     ],
 )
 def test_wrong_tables(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "table.csv").write_text(text)
     assert error_of(tmp_path, table=tmp_path / "table.csv").endswith(message)
+
+
+def test_a_table_of_images_alone(tmp_path: Path) -> None:
+    for text in ("case,ct,label\na,x,\nb,y,z", "case,ct\na,x\nb,y"):
+        (tmp_path / "table.csv").write_text(text)
+        found = read_table(tmp_path / "table.csv", labelled=False)
+        assert found.images == {"a": [tmp_path / "x"], "b": [tmp_path / "y"]}
+        assert (found.labels, found.channels, found.problems) == ({}, ("ct",), ())
 
 
 def test_no_table(tmp_path: Path) -> None:
@@ -242,6 +256,37 @@ def test_images_given_as_labels(tmp_path: Path) -> None:
     write_case(tmp_path, "labels/a.nii.gz", "images/a.nii.gz")
     assert error_of(tmp_path).startswith("The label images hold ")
     assert error_of(tmp_path).endswith(", which are no labels. Are these the images themselves?")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_labels_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    for case in ("a", "b"):
+        write_case(tmp_path, f"images/{case}.mha", f"labels/{case}.mha")
+        _, label = make_case(0)
+        save_image(tmp_path / "labels" / f"{case}.mha", np.where(label, label, value).astype(np.float32))
+    expected = f"The label images hold {value}, which are no labels. Are these the images themselves?"
+    assert error_of(tmp_path) == expected
+
+
+@pytest.mark.parametrize("channels", [{"T1": "0"}, ["T1"]])
+def test_a_description_with_other_channels(tmp_path: Path, channels: object) -> None:
+    write_case(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": channels}))
+    assert error_of(tmp_path).startswith("dataset.json: channel_names ")
+    assert made(tmp_path, channels=["T1"])[0]["channel_names"] == {"0": "T1"}
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    write_case(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
+    inventory = make_inventory(Source(tmp_path), POOL, lambda _: None)
+    file = tmp_path / "afile"
+    file.touch()
+    for path, why in ((file / "x.json", "File exists"), (file / "b" / "x.json", "Not a directory")):
+        with pytest.raises(NnplugError) as error:
+            write_inventory(inventory, path)
+        assert str(error.value) == (
+            f"{path} can not be written: no folder {path.parent} can be made ({why}). Give another name."
+        )
 
 
 def test_labels_that_can_not_be_read(tmp_path: Path) -> None:

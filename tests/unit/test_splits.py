@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from nnplug.cli import main
+from nnplug.errors import NnplugError
+from nnplug.planning.splits import hold_out
 from support.datasets import DatasetForTests, environment
 from support.inventories import SHAPE, MadeInventory
 from support.preprocessed import read_json
@@ -140,6 +143,47 @@ def test_held_out_cases_are_in_no_fold(lab: Lab, capsys: pytest.CaptureFixture[s
     assert json.loads((lab.folder / "splits_held_out.json").read_text()) == kept
 
 
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2, 0.33, 0.5])
+@pytest.mark.parametrize("stratum_size", [1, 2, 4, 15, 40])
+def test_the_share_that_is_held_out_does_not_hang_on_the_strata(share: float, stratum_size: int) -> None:
+    names = [f"c{index:02d}" for index in range(40)]
+    strata = {name: str(index // stratum_size) for index, name in enumerate(names)}
+    for seed in range(3):
+        chosen = hold_out(names, share, seed, strata=strata)
+        assert len(set(chosen)) == round(share * 40)
+        numbers = Counter(strata[name] for name in chosen)
+        for stratum, size in Counter(strata.values()).items():
+            assert abs(numbers[stratum] - size * round(share * 40) / 40) < 1
+            assert size == 1 or numbers[stratum] < size
+
+
+@pytest.mark.parametrize(("share", "number"), [(0.02, 1), (0.05, 4), (0.1, 4), (0.25, 12), (0.5, 20)])
+def test_held_out_groups_with_small_strata(share: float, number: int) -> None:
+    names = [f"c{index:02d}" for index in range(40)]
+    groups = {name: str(index // 4) for index, name in enumerate(names)}
+    groups["c00"] = groups["c01"] = "small"
+    size = Counter(groups.values())
+    chosen = hold_out(names, share, groups=groups, strata=groups)
+    assert abs(len(chosen) - share * 40) <= 2
+    assert Counter(groups[name] for name in chosen).items() <= size.items()
+
+
+def test_groups_that_are_too_large_for_the_share() -> None:
+    names = [f"c{index:02d}" for index in range(40)]
+    groups = {name: str(index // 13) for index, name in enumerate(names)}
+    assert hold_out(names, 0.05, groups=groups) == ["c39"]
+    assert len(hold_out(names, 0.35, groups=groups)) == 14
+    with pytest.raises(NnplugError) as error:
+        hold_out(names, 0.1, groups=groups)
+    assert str(error.value) == (
+        "--held-out 0.1: whole groups come to 1 of 40 cases, a share of 0.025. Give a share near that, or a file with "
+        "the cases."
+    )
+    # of equal ones that are all too large, one
+    tens = {name: name[1] for name in names}
+    assert {len(hold_out(names, 0.05, seed, groups=tens)) for seed in range(5)} == {10}
+
+
 def test_held_out_cases_from_a_file(lab: Lab, tmp_path: Path) -> None:
     listed = tmp_path / "test_cases.txt"
     listed.write_text("case_0\ncase_1\n\n")
@@ -204,7 +248,7 @@ def test_splits_of_the_raw_data_set(
         ),
         (
             ["--held-out", "0.1", "--group", "(c)"],
-            "--held-out 0.1: there are too few cases, groups or cases of a stratum to keep some of",
+            "--held-out 0.1: there are too few cases or groups to keep some of them out.",
         ),
         (
             ["--group", "gone.csv"],

@@ -62,12 +62,13 @@ def evaluate(
         Values are 0 to 1, distances in mm, NaN where a class is in neither image.
 
     Raises:
-        NnplugError: no such folder or file; a case without prediction or truth; images that can not be read or whose
-            geometry differs. Every problem is listed.
+        NnplugError: no such folder or file; a case without prediction or truth; images that can not be read, whose
+            geometry differs, or that hold other values than the labels. Every problem is listed.
     """
     if not 0 <= tolerance_mm < float("inf"):
         raise NnplugError(f"The tolerance is {tolerance_mm}: expected a distance in mm, 0 or more.")
     folders = find_fold(Path(truth)) if predictions is None else find_folders(Path(truth), Path(predictions))
+    _check_writable(output, csv)
     beside = folders.descriptions / "plans.json"
     descriptions = read_descriptions(
         Path(dataset_json or find_description("dataset.json", [folders.descriptions], "Name it with -djfile FILE.")),
@@ -92,6 +93,15 @@ def evaluate(
     return result
 
 
+def _check_writable(*files: str | os.PathLike[str] | None) -> None:
+    """Measuring may take hours."""
+    for path in [Path(file) for file in files if file is not None]:
+        if path.is_dir():
+            raise NnplugError(f"{path} is a folder. Name the file to write, for example {path / 'result'}.")
+        if not path.parent.is_dir():
+            raise NnplugError(f"{path} can not be written: there is no folder {path.parent}. Make it first.")
+
+
 def _in_voxels(tolerance_mm: float | None, pairs: Pairs, reader: str) -> float | None:
     """The tolerance by the largest spacing of the first case."""
     header = read_header(next(iter(pairs.values()))[0], reader)
@@ -107,6 +117,7 @@ def _settings(descriptions: Descriptions, tolerance_mm: float | None, instances:
     return MeasureSettings(
         reader=descriptions.reader,
         classes=labels.foreground_regions if labels.has_regions else labels.foreground_labels,
+        values=[int(value) for value in labels.all_labels] + ([labels.ignore_label] if labels.has_ignore_label else []),
         ignore_label=labels.ignore_label,
         tolerance_mm=tolerance_mm,
         instances=instances,

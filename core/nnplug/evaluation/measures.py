@@ -22,6 +22,7 @@ import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, region_or_label_to_mask
 
+from nnplug.inventory.case_check import label_problems
 from nnplug.processes.case_pool import CaseFailure
 
 Mask = np.ndarray
@@ -35,6 +36,7 @@ class MeasureSettings:
     Attributes:
         reader: nnU-Net's class.
         classes: labels, or regions as tuples of labels.
+        values: that images may hold, sorted.
         ignore_label: its value, None without one.
         tolerance_mm: distance up to which a surface counts as right; None leaves surfaces out.
         instances: whether connected components are compared too.
@@ -42,6 +44,7 @@ class MeasureSettings:
 
     reader: type[Any]
     classes: Sequence[int | tuple[int, ...]]
+    values: Sequence[int]
     ignore_label: int | None
     tolerance_mm: float | None
     instances: bool
@@ -57,7 +60,7 @@ class _Loaded:
         return self.images[path], {}
 
 
-def measure_case(settings: MeasureSettings, _name: str, files: tuple[Path, Path]) -> dict[str, Any]:
+def measure_case(settings: MeasureSettings, name: str, files: tuple[Path, Path]) -> dict[str, Any]:
     """The entry of ``metric_per_case`` in nnU-Net's ``summary.json``, with more measures.
 
     Args:
@@ -65,7 +68,7 @@ def measure_case(settings: MeasureSettings, _name: str, files: tuple[Path, Path]
         files: truth and prediction.
 
     Raises:
-        CaseFailure: their voxels or spacing differ.
+        CaseFailure: their voxels or spacing differ, or they hold values that are no labels.
     """
     truth, prediction = map(str, files)
     reference, properties = settings.reader().read_seg(truth)
@@ -78,6 +81,13 @@ def measure_case(settings: MeasureSettings, _name: str, files: tuple[Path, Path]
         if not np.allclose(here, there, rtol=1e-4):
             shown = [" x ".join(f"{value:.6g}" for value in values) for values in (here, there)]
             raise CaseFailure(f"its {what} is {shown[0]}, the truth's {shown[1]} (in the order of the array's axes)")
+    wrong = [
+        problem.found.replace("the label", f"the {what}", 1)
+        for what, file, voxels in (("truth", files[0], reference), ("prediction", files[1], predicted))
+        for problem in label_problems(name, file, voxels, settings.values)
+    ]
+    if wrong:
+        raise CaseFailure(", and ".join(wrong))
     loaded = _Loaded({truth: reference, prediction: predicted})
     result = compute_metrics(truth, prediction, loaded, settings.classes, settings.ignore_label)
     ignored = None if settings.ignore_label is None else reference[0] == settings.ignore_label

@@ -30,9 +30,10 @@ from nnplug.errors import NnplugError
 from nnplug.inventory import rules
 from nnplug.inventory.file_stats import stat_files, unusable
 from nnplug.inventory.old_style import to_new_style
-from nnplug.inventory.problems import Problem
+from nnplug.inventory.problems import Problem, raise_problems
 
 _KEYS = ("channel_names", "labels", "numTraining", "file_ending", "dataset")
+_NO_READER = ("overwrite_image_reader_writer", None)
 _IMAGE_NAME = re.compile(r"(.+)_(\d{4})")
 
 
@@ -96,7 +97,7 @@ def load_inventory(path: Path, *, labelled: bool = True) -> tuple[Inventory, lis
         The inventory with the cases that have no problem, and every problem.
 
     Raises:
-        NnplugError: no file, no JSON, or keys are missing.
+        NnplugError: no file, no JSON, or keys are missing; a raw data set without a file ending to find cases by.
     """
     content, problems, notes = _read_new_style(Path(path))
     needed = _KEYS if labelled else ("dataset",)
@@ -119,6 +120,7 @@ def load_raw_folder(folder: Path) -> tuple[Inventory, list[Problem]]:
             f"{path} has no {' and no '.join(missing)}. nnU-Net needs channel_names, labels, file_ending."
         )
     if "dataset" not in content:
+        raise_problems(path, _check_ending(content["file_ending"]))
         cases, more = _find_cases(folder, content["file_ending"])
         content["dataset"] = cases
         problems += more
@@ -213,7 +215,8 @@ def _check(
         labels=labels if isinstance(labels, dict) else {},
         file_ending=str(content.get("file_ending", "")),
         cases=cases,
-        others={key: value for key, value in content.items() if key not in _KEYS},
+        # null is no reader's name for nnU-Net, which asks whether the key is there
+        others={key: value for key, value in content.items() if key not in _KEYS and (key, value) != _NO_READER},
         converted=tuple(notes),
     )
     images = {name: files.images for name, files in cases.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -102,7 +103,12 @@ def write_inventory(inventory: Inventory, path: Path, *, overwrite: bool = False
     for entry in content["dataset"].values():
         entry["images"] = [_seen_from(base, Path(image)) for image in entry["images"]]
         entry["label"] = _seen_from(base, Path(entry["label"]))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NnplugError(
+            f"{path} can not be written: no folder {path.parent} can be made ({error.strerror}). Give another name."
+        ) from None
     write_json(path, content)
 
 
@@ -145,7 +151,8 @@ def _channel_names(source: Source, found: FoundFiles, known: dict[str, Any], inv
     if source.channels is not None:
         names = list(source.channels)
     elif known.get("channel_names"):
-        names = [str(known["channel_names"][key]) for key in sorted(known["channel_names"], key=int)]
+        raise_problems(source.folder / "dataset.json", rules.check_channels(known["channel_names"]))
+        names = [known["channel_names"][key] for key in sorted(known["channel_names"], key=int)]
     elif number != len(files.images):
         names = ["red", "green", "blue"] if number == 3 else [f"channel_{index}" for index in range(number)]
     else:
@@ -185,9 +192,11 @@ def _find_labels(inventory: Inventory, pool: Pool) -> dict[str, int]:
     if failures:
         name, why = next(iter(failures.items()))
         raise NnplugError(f"The labels of {count(len(failures), 'case')} can not be read, first {name}: {why}.")
-    wrong = sorted(value for value in values if value != int(value) or value < 0)
-    if wrong or len(values) > _MOST_LABELS:
-        held = shortened([f"{value:.6g}" for value in wrong]) or f"{len(values)} different values"
+    # NaN of several images are several values of the set, and one for numpy
+    different = np.unique([*values]).tolist()
+    wrong = [value for value in different if not math.isfinite(value) or value != int(value) or value < 0]
+    if wrong or len(different) > _MOST_LABELS:
+        held = shortened([f"{value:.6g}" for value in wrong]) or f"{len(different)} different values"
         raise NnplugError(f"The label images hold {held}, which are no labels. Are these the images themselves?")
     return {"background" if value == 0 else f"label_{value}": value for value in sorted({0, *map(int, values)})}
 

@@ -20,7 +20,8 @@ def choose_reader(inventory: Inventory) -> type[Any]:
     Raises:
         NnplugError: nnU-Net has none for the ending, or none of the name in ``overwrite_image_reader_writer``.
     """
-    named = inventory.others.get("overwrite_image_reader_writer", "None")
+    # nnU-Net's word for none is "None" too
+    named = str(inventory.others.get("overwrite_image_reader_writer"))
     if named != "None":
         try:
             return recursive_find_reader_writer_by_name(named)

@@ -55,8 +55,11 @@ def read_descriptions(dataset_json: Path, plans: Path | None) -> Descriptions:
     if plans is None:
         from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
+        named = description.get("overwrite_image_reader_writer") or "None"
         try:
-            reader = determine_reader_writer_from_dataset_json(description, verbose=False)
+            reader = determine_reader_writer_from_dataset_json(
+                {**description, "overwrite_image_reader_writer": named}, verbose=False
+            )
         except RuntimeError:
             raise NnplugError(f"{dataset_json}: nnU-Net reads no '{description['file_ending']}' files.") from None
         return Descriptions(description, {"image_reader_writer": reader.__name__, "label_manager": "LabelManager"})

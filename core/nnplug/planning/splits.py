@@ -24,8 +24,8 @@ from nnplug.planning.data import PlanningData
 
 FILE_NAME = "splits_final.json"
 HELD_OUT_NAME = "splits_held_out.json"
-# a share of the cases is put together from folds: the more there are, the nearer it comes
 _NUM_FOLDS_FOR_SHARE = 20
+_MOST_OFF = 1.5  # times what was asked for, or less than it
 
 Split = dict[str, list[str]]
 
@@ -79,20 +79,66 @@ def hold_out(
     """Choose about this share of the cases, whole groups, with its part of every stratum.
 
     Raises:
-        NnplugError: the share is not between 0 and 0.5, or nothing would be chosen.
+        NnplugError: the share is not between 0 and 0.5, there is but one case or group, or groups are so large that
+            what they make is far from the share.
     """
     if not 0 < share <= 0.5:
         raise NnplugError(f"--held-out {share:g}: expected a share above 0 and up to 0.5, or a file.")
     cases = sorted(cases)
-    largest = Counter((strata or dict.fromkeys(cases, "")).values()).most_common(1)[0][1]
-    number = min(_NUM_FOLDS_FOR_SHARE, len(set((groups or dict(zip(cases, cases, strict=True))).values())), largest)
-    chosen = max(1, round(share * number))
-    if number < 2 or chosen == number:
+    sizes = Counter(groups[name] if groups is not None else name for name in cases)
+    if len(sizes) < 2:
+        raise NnplugError(f"--held-out {share:g}: there are too few cases or groups to keep some of them out.")
+    wanted = max(1, min(round(share * len(cases)), len(cases) // 2))
+    if groups is None:
+        return sorted(_choose_cases(wanted, cases, seed, strata))
+    chosen = _groups_up_to(wanted, cases, seed, groups, strata)
+    chosen += _nearest_group(wanted - len(chosen), sorted(set(cases) - set(chosen)), seed, groups, not chosen)
+    is_near = wanted / _MOST_OFF <= len(chosen) <= wanted * _MOST_OFF
+    if not is_near and abs(len(chosen) - wanted) > min(sizes.values()):
         raise NnplugError(
-            f"--held-out {share:g}: there are too few cases, groups or cases of a stratum to keep some of them out."
+            f"--held-out {share:g}: whole groups come to {len(chosen)} of {len(cases)} cases, a share of "
+            f"{len(chosen) / len(cases):.2g}. Give a share near that, or a file with the cases."
         )
-    folds = _folds(cases, number, seed, groups, strata)
-    return sorted(name for fold in folds[:chosen] for name in fold)
+    return sorted(chosen)
+
+
+def _choose_cases(number: int, cases: Sequence[str], seed: int, strata: Mapping[str, str] | None) -> list[str]:
+    """Cases at equal distances in a shuffled list that is sorted by stratum: of each its part, rounded up or down."""
+    rng = np.random.default_rng(seed)
+    ordered = sorted(rng.permutation(cases).tolist(), key=lambda name: strata[name] if strata is not None else "")
+    start = int(rng.integers(len(cases)))
+    marks = [(start + index * number) // len(cases) for index in range(len(cases) + 1)]
+    return [name for index, name in enumerate(ordered) if marks[index] < marks[index + 1]]
+
+
+def _groups_up_to(
+    most: int, cases: Sequence[str], seed: int, groups: Mapping[str, str], strata: Mapping[str, str] | None
+) -> list[str]:
+    """As many cases as folds make without being more than ``most``; a fold that is too large is divided again."""
+    if len(cases) <= most:
+        return list(cases)
+    num_groups = len({groups[name] for name in cases})
+    if most < 1 or num_groups < 2:
+        return []
+    largest = max(Counter(strata[name] for name in cases).values()) if strata is not None else len(cases)
+    if largest < 2:
+        strata, largest = None, len(cases)
+    chosen: list[str] = []
+    for fold in _folds(cases, min(_NUM_FOLDS_FOR_SHARE, num_groups, largest), seed, groups, strata):
+        chosen += _groups_up_to(most - len(chosen), fold, seed, groups, strata)
+    return chosen
+
+
+def _nearest_group(
+    missing: int, cases: Sequence[str], seed: int, groups: Mapping[str, str], is_needed: bool
+) -> list[str]:
+    """The cases of the group that comes nearest to what is missing; none where that is nearer and not needed."""
+    sizes = Counter(groups[name] for name in cases)
+    shuffled = np.random.default_rng(seed).permutation(sorted(sizes)).tolist()
+    best = min(shuffled, key=lambda group: abs(sizes[group] - missing))
+    if not is_needed and abs(sizes[best] - missing) >= missing:
+        return []
+    return [name for name in cases if groups[name] == best]
 
 
 def _folds(
