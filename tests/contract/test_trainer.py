@@ -183,7 +183,7 @@ def test_batch_size_wins_over_a_class_that_overwrites_the_plan(make_trainer: Mak
         ),
         (
             {"network_builder": nnplug.Component(samples.build_with_width, depth=3)},
-            "has no setting 'depth'. It takes: input_channels, num_classes, deep_supervision, width.",
+            "has no setting 'depth'. It takes: width.",
         ),
         ({"patch_size": (32, 32)}, "patch_size=32x32 has 2 axes; configuration '3d_fullres' is 3D"),
         ({"spatial_dims": (2,)}, "'t' works in 2D only; configuration '3d_fullres' is 3D"),

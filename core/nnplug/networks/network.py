@@ -37,6 +37,8 @@ from nnplug.errors import NnplugError
 Size = tuple[int, ...]
 BuildNetwork = Callable[[Size, bool], nn.Module]
 
+_GIVEN = ("input_channels", "num_classes", "deep_supervision", "patch_size")  # to a builder, by nnU-Net and nnplug
+
 
 class PatchRefusedError(NnplugError):
     """The network does not take the patch.
@@ -141,9 +143,10 @@ def _write_builder(settings: dict[str, Any], component: Component, resolved: Res
         )
     unknown = [key for key in component.kwargs if key not in accepted and not takes_any]
     if unknown:
+        settable = [key for key in accepted if key not in _GIVEN]
         raise NnplugError(
-            f"network_builder {reference} has no setting '{unknown[0]}'{did_you_mean(unknown[0], accepted)}. "
-            f"It takes: {', '.join(accepted)}."
+            f"network_builder {reference} has no setting '{unknown[0]}'{did_you_mean(unknown[0], settable)}. "
+            f"It takes: {', '.join(settable)}."
         )
     set_by_parts = (resolved.config.plans or {}).get("architecture", {}).get("arch_kwargs", {})
     twice = [key for key in component.kwargs if key in set_by_parts]
