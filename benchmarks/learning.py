@@ -133,7 +133,8 @@ def volumes(chosen: Callable[[str], bool], *, train: bool) -> list[str]:
     lines = ["| trainer | Dice, by seed | mean | less stock's |", "|---|---|---|---|"]
     for name, by_seed in sorted(found.items(), key=lambda item: -statistics.mean(item[1].values())):
         mean = statistics.mean(by_seed.values())
-        less = f"{mean - statistics.mean(stock.values()):+.3f}" if stock else ""
+        both = [dice - stock[seed] for seed, dice in by_seed.items() if seed in stock]
+        less = f"{statistics.mean(both):+.3f}" if both else ""
         lines.append(f"| `{name}` | {', '.join(f'{d:.3f}' for d in by_seed.values())} | {mean:.3f} | {less} |")
     return lines
 
