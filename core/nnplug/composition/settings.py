@@ -15,7 +15,7 @@ from nnplug.errors import NnplugError
 
 # Arguments that come from other fields or from the run; a loss may have a setting of its own with such a name.
 _GIVEN = ("context", "initial_lr", "log", "lr", "num_epochs", "patch_size", "weight_decay")
-_GIVEN_TO_NETWORKS = ("deep_supervision", "patch_size")
+_GIVEN_TO_NETWORKS = ("deep_supervision",)
 
 # Settings that would be written over, by field: the field that decides them.
 _DECIDED = {

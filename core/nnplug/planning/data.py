@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nnplug.datasets import DatasetId, environment_folder, find_dataset
 from nnplug.errors import NnplugError
@@ -49,6 +50,11 @@ class PlanningData:
     def folder(self) -> Path:
         """``nnUNet_preprocessed/DatasetXXX_NAME``."""
         return self.preprocessed / self.name
+
+    @property
+    def dataset_json(self) -> dict[str, Any]:
+        """nnU-Net's description, without the list of the cases."""
+        return {key: value for key, value in self.inventory.dataset_json().items() if key != "dataset"}
 
     @contextlib.contextmanager
     def activated(self) -> Iterator[None]:

@@ -53,8 +53,7 @@ def move_plans(
         refuse_taken(path.is_file(), f"{target.name} has plans '{plans_name}' already ({path})", overwrite)
         check_models(target.folder, plans_name, "replaced", "Give another name with -tp.")
         plans = _moved(source, target, plans_name)
-        dataset_json = {key: value for key, value in target.inventory.dataset_json().items() if key != "dataset"}
-        moved = PlansFile(target.folder, plans_name, plans, dataset_json)
+        moved = PlansFile(target.folder, plans_name, plans, target.dataset_json)
         for configuration in plans["configurations"]:
             check_data_folder(moved, configuration, "Give another name with -tp.")
         write_dataset_json(target)

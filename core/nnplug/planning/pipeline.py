@@ -143,8 +143,7 @@ def preprocess_configurations(
 
 def _check_other_plans(data: PlanningData, plans_name: str, configuration: str) -> None:
     """Refuse to replace the cases of other plans: planners of nnU-Net's share folders, whatever they plan."""
-    dataset_json = {key: value for key, value in data.inventory.dataset_json().items() if key != "dataset"}
-    file = PlansFile(data.folder, plans_name, read_plans(data.folder, plans_name), dataset_json)
+    file = PlansFile(data.folder, plans_name, read_plans(data.folder, plans_name), data.dataset_json)
     if (data.folder / file.configuration(configuration)["data_identifier"]).is_dir():
         check_data_folder(
             file,

@@ -63,8 +63,8 @@ def preprocessing_key(plans: Mapping[str, Any], configuration: str, dataset_json
     settings = manager.get_configuration(configuration).configuration
     parts: list[Any] = [
         what_cases_depend_on(settings),
-        [plans[key] for key in ("transpose_forward", "image_reader_writer", "label_manager")],
-        plans["foreground_intensity_properties_per_channel"],
+        [plans.get(key) for key in ("transpose_forward", "image_reader_writer", "label_manager")],
+        manager.foreground_intensity_properties_per_channel,
         [dataset_json.get(key) for key in ("labels", "regions_class_order")],
     ]
     return hashlib.sha256(json.dumps(as_plain_json(parts), sort_keys=True).encode()).hexdigest()
@@ -105,7 +105,7 @@ def preprocess(
     plans = PlansManager(read_plans(data.folder, plans_name))
     manager = plans.get_configuration(configuration)
     made = find_preprocessor(plans.plans, manager.preprocessor_name)
-    dataset_json = {key: value for key, value in data.inventory.dataset_json().items() if key != "dataset"}
+    dataset_json = data.dataset_json
     if made.run is not DefaultPreprocessor.run:
         _run_own(made, data, plans_name, configuration, pool, shard)
         write_ground_truth(data, data.inventory.cases, choose_reader(data.inventory))

@@ -184,8 +184,9 @@ def build_augmenters(
     """
     num_train = get_allowed_n_proc_DA()
     if num_train == 0:
-        if seed is not None and rank > 0:  # every process has seeded its own generators alike
-            seed_generators(int(np.random.SeedSequence(seed, spawn_key=(rank, epoch, step)).generate_state(1)[0]))
+        seeds = worker_seeds(seed, 1, rank, epoch, step)
+        if seeds is not None and rank > 0:  # every process has seeded its own generators alike
+            seed_generators(seeds[0])
         return SerialAugmenter(train_loader, None), SerialAugmenter(val_loader, None)
     num_val = max(1, num_train // 2)
     seeds = worker_seeds(seed, num_train + num_val, rank, epoch, step)
