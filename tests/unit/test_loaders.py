@@ -267,7 +267,9 @@ def test_no_workers_means_the_training_process(monkeypatch: pytest.MonkeyPatch) 
 
 def test_workers_leave_ctrl_c_to_the_training_process() -> None:
     augmenter = Augmenter(Loader(seconds=0.01), None, 2, num_cached=2, wait_time=0.002)
-    next(augmenter), next(augmenter)  # each of the two has begun
+    begun: set[int] = set()
+    while len(begun) < 2:  # one worker alone may fill the queue at first
+        begun.add(next(augmenter)["worker"])
     for process in augmenter._processes:
         os.kill(process.pid, signal.SIGINT)
         os.kill(process.pid, signal.SIGUSR1)
