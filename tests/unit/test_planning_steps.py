@@ -24,6 +24,7 @@ from nnplug.planning.pipeline import plan, preprocess_configurations
 from nnplug.planning.preprocessing import check_made_for, preprocess, preprocessing_key
 from nnplug.planning.shards import Shard
 from nnplug.processes.case_pool import Pool
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from support import DatasetForTests
 from support.full_disk import largest_file
 from support.inventories import MadeInventory, make_case
@@ -349,6 +350,24 @@ def test_shards_make_the_whole(planned: PlanningData, tiny_prepared: DatasetForT
     assert run(planned, shard=Shard(2, 2)) == []
     assert not unfinished(planned).exists()
     assert_same_cases(final(planned), tiny_prepared.preprocessed_folder / final(planned).name)
+
+
+def test_the_same_command_elsewhere_is_faster(
+    planned: PlanningData, tiny_prepared: DatasetForTests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the folder with the drafts of this one away: that is no failure of the cases."""
+    original = DefaultPreprocessor.run_case_save
+    elsewhere = iter([True])
+
+    def work(self: DefaultPreprocessor, *args: object) -> None:
+        original(self, *args)
+        if next(elsewhere, False):
+            run(planned)
+
+    monkeypatch.setattr(DefaultPreprocessor, "run_case_save", work)
+    run(planned)
+    assert_same_cases(final(planned), tiny_prepared.preprocessed_folder / final(planned).name)
+    assert not unfinished(planned).exists()
 
 
 def test_plans_that_were_moved_here_need_no_fingerprint(planned: PlanningData) -> None:

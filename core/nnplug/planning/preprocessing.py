@@ -123,6 +123,9 @@ def preprocess(
     pending = {name: files for name, files in cases.items() if not folder.is_done(name)}
     job = _Job(made(verbose=pool.verbose), plans, manager, dataset_json, folder)
     failures = pool.run(_preprocess_case, job, pending, f"Preprocessing {configuration}")
+    if not folder.missing(folder.path):  # the same command was run elsewhere, and was faster
+        write_ground_truth(data, data.inventory.cases, plans.image_reader_writer_class)
+        return True
     problems = [Problem(reason, "Mend the case, or leave it out.", name) for name, reason in failures.items()]
     subject = f"{data.name}: the preprocessing of {count(len(problems), 'case')} failed, the others are kept"
     raise_problems(subject, problems)
