@@ -372,6 +372,22 @@ def test_leftovers_of_other_machines_go_after_a_day(tmp_path: Path) -> None:
     assert stranger.exists()
 
 
+def test_a_leftover_is_locked_until_it_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has just made the file would lock it else, and lose it while writing."""
+    path = tmp_path / f".a.json.{atomic_file._HOST}.1.1.nnplug-tmp"
+    path.touch()
+    unlink = Path.unlink
+
+    def tried(self: Path, missing_ok: bool = False) -> None:
+        with self.open("rb") as file:
+            assert not atomic_file._lock(file)
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", tried)
+    assert atomic_file.remove_stale(tmp_path) == [path]
+    assert not path.exists()
+
+
 def test_twenty_kills_at_random_moments_leave_a_readable_file(tmp_path: Path) -> None:
     """A process is forked, saves epoch after epoch and is killed, twenty times; files are checked after each kill."""
     script = textwrap.dedent("""

@@ -68,7 +68,8 @@ def keep_file(path: Path, content: bytes) -> None:
 def create_file(path: Path, content: bytes) -> bool:
     """Write ``path`` only if it does not exist; of several processes that try at once exactly one gets True.
 
-    The file appears whole: a complete temporary file is linked to the name, which fails when the name is taken.
+    The file appears whole: a complete temporary file is linked to the name, which fails when the name is taken. Where
+    there are no hard links the name comes first.
     """
     try:
         remove_stale(path.parent)
@@ -91,8 +92,7 @@ def remove_stale(folder: Path) -> list[Path]:
     for path in candidates:
         match = _NAME.fullmatch(path.name)
         with contextlib.suppress(OSError):  # gone, or not ours to remove: neither may stop a save
-            if match and _is_stale(path, match["host"]):
-                path.unlink()
+            if match and _remove_if_stale(path, match["host"]):
                 removed.append(path)
     return removed
 
@@ -154,18 +154,21 @@ def _is_same_file(file: IO[bytes], name: Path) -> bool:
         return False
 
 
-def _is_stale(path: Path, host: str) -> bool:
-    is_old = time.time() - path.stat().st_mtime > _STALE_WITHOUT_LOCK_S
-    if fcntl is None or host != _HOST:  # locks need not reach across machines
-        return is_old
-    with open(path, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return is_old
-    return True
+def _remove_if_stale(path: Path, host: str) -> bool:
+    is_stale = time.time() - path.stat().st_mtime > _STALE_WITHOUT_LOCK_S
+    with contextlib.ExitStack() as lock:  # held until the file is gone: who has just made it must not get it too
+        if fcntl is not None and host == _HOST:  # locks need not reach across machines
+            file = lock.enter_context(open(path, "rb"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_stale = True
+            except BlockingIOError:
+                return False
+            except OSError:  # a file system without locks
+                pass
+        if is_stale:
+            path.unlink()
+    return is_stale
 
 
 def _keep(path: Path, previous: Path) -> None:
@@ -187,9 +190,10 @@ def _link(source: Path, target: Path) -> bool:
     except FileExistsError:
         return False
     except OSError:  # no hard links here: create the name, then fill it
+        content = source.read_bytes()
         try:
             with open(target, "xb") as file:
-                file.write(source.read_bytes())
+                file.write(content)
         except FileExistsError:
             return False
     return True
