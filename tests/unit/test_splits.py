@@ -213,6 +213,9 @@ def test_splits_that_are_there(lab: Lab, tmp_path: Path, capsys: pytest.CaptureF
     [kept] = lab.folder.glob("replaced_splits_final_*.json")
     assert kept.read_bytes() == before
     assert f"The old splits are kept as {kept.name}." in shown
+    for _ in range(2):  # within one second
+        assert lab.run("make", "-k", 2, "--overwrite") == 0
+    assert len(list(lab.folder.glob("replaced_splits_final_*.json"))) == 3
 
 
 def test_splits_of_the_raw_data_set(

@@ -1,8 +1,9 @@
-"""Folders for results, of which a refused start leaves nothing."""
+"""Folders for results, of which a refused start leaves nothing, and free names."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,3 +19,9 @@ def removed_if_refused(path: Path) -> Iterator[None]:
             for folder in missing:
                 folder.rmdir()
         raise
+
+
+def free_name(path: Path) -> Path:
+    """``path``, or where that is taken the first free of ``NAME_2``, ``NAME_3`` and so on beside it."""
+    names = (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], names) if not name.exists())

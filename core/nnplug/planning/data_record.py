@@ -10,9 +10,10 @@ from typing import Any
 from nnplug.datasets import read_splits
 from nnplug.errors import NnplugError
 from nnplug.files.json_files import as_plain_json, read_json, write_json
+from nnplug.files.new_folder import free_name
 from nnplug.inventory.file_stats import stat_files
-from nnplug.inventory.problems import count, shortened
 from nnplug.planning.data import PlanningData
+from nnplug.problems import count, shortened
 
 FILE_NAME = "nnplug_data.json"
 FINGERPRINT = "dataset_fingerprint.json"
@@ -131,7 +132,7 @@ def set_aside_splits(data: PlanningData) -> str | None:
     gone = {name for fold in splits for part in ("train", "val") for name in fold[part]} - set(data.inventory.cases)
     if not gone:
         return None
-    kept = path.with_name(f"replaced_splits_final_{time.strftime('%Y-%m-%d_%H-%M-%S')}.json")
+    kept = free_name(path.with_name(f"replaced_splits_final_{time.strftime('%Y-%m-%d_%H-%M-%S')}.json"))
     os.replace(path, kept)
     return (
         f"{path.name} names cases that are gone ({shortened(sorted(gone))}); it is now {kept.name}. The next "

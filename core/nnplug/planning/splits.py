@@ -19,8 +19,9 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from nnplug.errors import NnplugError
 from nnplug.files.atomic_file import replace_file
 from nnplug.files.json_files import as_plain_json, write_json
-from nnplug.inventory.problems import count, shortened
+from nnplug.files.new_folder import free_name
 from nnplug.planning.data import PlanningData
+from nnplug.problems import count, shortened
 
 FILE_NAME = "splits_final.json"
 HELD_OUT_NAME = "splits_held_out.json"
@@ -258,7 +259,7 @@ def write_splits(data: PlanningData, splits: list[Split], held_out: Sequence[str
     check_free(data, overwrite)
     now = time.strftime("%Y-%m-%d_%H-%M-%S")
     if path.is_file():
-        kept = path.with_name(f"replaced_splits_final_{now}.json")
+        kept = free_name(path.with_name(f"replaced_splits_final_{now}.json"))
         messages.append(f"The old splits are kept as {kept.name}.")
         if trained := trained_folds(data.name):
             messages.append(
@@ -266,7 +267,7 @@ def write_splits(data: PlanningData, splits: list[Split], held_out: Sequence[str
             )
     data.folder.mkdir(parents=True, exist_ok=True)
     if beside.is_file() and (no_longer := sorted(set(read_names(beside)) - set(held_out))):
-        list_kept = beside.with_name(f"replaced_splits_held_out_{now}.json")
+        list_kept = free_name(beside.with_name(f"replaced_splits_held_out_{now}.json"))
         os.replace(beside, list_kept)
         messages.append(
             f"No longer held out: {shortened(no_longer)}. The old list is kept as {list_kept.name}; to hold out the "

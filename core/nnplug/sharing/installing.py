@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
-from nnplug.datasets import environment_folder
+from nnplug.datasets import dataset_id, environment_folder
 from nnplug.errors import NnplugError
 from nnplug.files.atomic_file import write_error
-from nnplug.files.new_folder import removed_if_refused
+from nnplug.files.new_folder import free_name, removed_if_refused
 from nnplug.models.trained_models import read_model_folder
 from nnplug.sharing.members import find_problem
 from nnplug.sharing.requirements import missing_packages
@@ -116,7 +116,7 @@ def _check_ids(names: Sequence[str], archive: Path, results: Path) -> None:
     for name in names:
         if (results / name).is_dir():
             continue  # it is not this installation that makes them two
-        others = [other for other in (*there, *names) if other != name and _id(other) == _id(name)]
+        others = [other for other in (*there, *names) if other != name and dataset_id(other) == dataset_id(name)]
         if others:
             raise NnplugError(
                 f"{archive} is not installed: it would add {name}, and {others[0]} in "
@@ -124,11 +124,6 @@ def _check_ids(names: Sequence[str], archive: Path, results: Path) -> None:
                 "then. Install it into a folder of its own with --results-dir, and predict with "
                 "nnplug predict_from_modelfolder."
             )
-
-
-def _id(dataset: str) -> int | None:
-    number = dataset.removeprefix("Dataset").partition("_")[0]
-    return int(number) if number.isdecimal() else None
 
 
 def _check_places(file: zipfile.ZipFile, units: Sequence[PurePosixPath], results: Path) -> None:
@@ -201,7 +196,9 @@ def _folds(model: Path) -> tuple[str, ...]:
 
 def _place(draft: Path, units: Sequence[PurePosixPath], results: Path, overwrite: bool) -> dict[Path, Path]:
     """Move everything to its place, or nothing. Returns where what was there is now."""
-    replaced = {name: _free_name(results / name) for name in {unit.parts[0] for unit in units}}
+    # not the name of a model: what is in it is not found as one
+    now = f"replaced_{datetime.now():%Y%m%d_%H%M%S}"
+    replaced = {name: free_name(results / name / now) for name in {unit.parts[0] for unit in units}}
     moved = {}
     with contextlib.ExitStack() as undo:
         for unit in units:
@@ -214,16 +211,6 @@ def _place(draft: Path, units: Sequence[PurePosixPath], results: Path, overwrite
             _move(draft / unit, target, undo)
         undo.pop_all()
     return moved
-
-
-def _free_name(dataset: Path) -> Path:
-    """A folder for what is replaced; its name is not that of a model, and what is in it is not found as one."""
-    stem = target = dataset / f"replaced_{datetime.now():%Y%m%d_%H%M%S}"
-    number = 2
-    while target.exists():
-        target = stem.with_name(f"{stem.name}_{number}")
-        number += 1
-    return target
 
 
 def _move(source: Path, target: Path, undo: contextlib.ExitStack) -> None:

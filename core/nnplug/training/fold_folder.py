@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from nnplug.errors import NnplugError
 from nnplug.files.atomic_file import write_error
 from nnplug.files.json_files import as_plain_json, read_json, write_json
+from nnplug.files.new_folder import free_name
 
 FOLD_RECORD_NAME = "nnplug_fold.json"
 RESULT_NAME = "nnplug_result.json"
@@ -192,12 +193,7 @@ def set_aside(fold_folder: Path) -> Path | None:
     fold_folder = Path(fold_folder)
     if not fold_folder.exists():
         return None
-    stem = f"replaced_{fold_folder.name}_{datetime.now():%Y%m%d_%H%M%S}"
-    target = fold_folder.with_name(stem)
-    number = 2
-    while target.exists():
-        target = fold_folder.with_name(f"{stem}_{number}")
-        number += 1
+    target = free_name(fold_folder.with_name(f"replaced_{fold_folder.name}_{datetime.now():%Y%m%d_%H%M%S}"))
     try:
         fold_folder.rename(target)
     except OSError as error:
