@@ -9,7 +9,8 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 
@@ -64,11 +65,21 @@ def in_own_process(script: str, *arguments: str) -> float:
     return float(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what nnU-Net prints."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
-        f"{os.cpu_count()} cores of {model}, no GPU; Python {platform.python_version()}, torch {version('torch')}, "
+        f"{os.cpu_count()} cores of {model}, {gpu}; Python {platform.python_version()}, torch {version('torch')}, "
         f"nnunetv2 {version('nnunetv2')}."
     )
 

@@ -29,14 +29,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import measuring
 import nnplug
 import torch
-from measuring import in_turns, ratios_of, shown
+from measuring import in_turns, quiet, ratios_of, shown
 from nnplug.discovery.registry import get_registry
 from nnplug.networks.network import PatchRefusedError
 from nnplug.networks.report import count_text
 from nnplug.testing.costs import costs_of
 from nnplug.training.trainer import build_trainer_class
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from overhead import quiet
 from support.datasets import DatasetForTests, prepared, write_hippocampus
 from torch import nn
 

@@ -17,13 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from measuring import DATASETS, in_turns, parser, ratios_of, shown, table, write_section
+from measuring import DATASETS, in_turns, parser, quiet, ratios_of, shown, table, write_section
 from support.commands import LAUNCHER, clean_environment
 from support.datasets import DatasetForTests, prepared, write_hippocampus
 from support.plugin_packages import PluginSite, trainers
@@ -194,10 +194,6 @@ def _outside_steps(trainer: Any, epochs: int) -> list[float]:
     trainer.run_training()
     assert len(starts) == epochs + 1
     return [b[0] - a[0] - (b[1] - a[1]) for a, b in pairwise(starts)]
-
-
-def quiet() -> Any:
-    return redirect_stdout(open(os.devnull, "w"))
 
 
 MEASUREMENTS = {"listing": listing, "start": start, "step": step, "epoch": epoch}

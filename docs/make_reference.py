@@ -26,7 +26,7 @@ from nnplug.composition.fields import FIELDS
 from nnplug.config import TrainerConfig
 from nnplug.discovery.plugin_loading import HOOKS
 from nnplug.loss_contract import LossTraits
-from nnplug.training import interrupts
+from nnplug.processes import interrupts
 
 PAGE = Path(__file__).with_name("reference.md")
 WIDTH = 110

@@ -58,6 +58,28 @@ def test_there_are_plugins_to_check() -> None:
     assert CONFIG_PACKAGES
 
 
+PACKAGES_WITH_A_TABLE = [path for path in CORE if path.name == "__init__.py" and "\n====" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", PACKAGES_WITH_A_TABLE, ids=relative)
+def test_a_table_of_modules_is_whole(path: Path) -> None:
+    table = path.read_text(encoding="utf-8").split("\n====", 1)[1].split("\n====", 1)[0].splitlines()[1:]
+    modules = {other.stem for other in path.parent.glob("*.py")} - {"__init__"}
+    assert sorted(line.split()[0] for line in table) == sorted(modules)
+
+
+def test_packages_that_know_no_others() -> None:
+    """What everything is built on, and the kit of plugin authors, which nothing is built on."""
+    low, kit = ("files",), "nnplug.testing"
+    for path in CORE:
+        package = path.relative_to(ROOT / "core" / "nnplug").parts[0]
+        known = {module for module, _ in imports(path) if module.startswith("nnplug.")}
+        if package in low:
+            assert {module.split(".")[1] for module in known} <= {*low, "errors"}, relative(path)
+        if package not in ("testing", "cli"):
+            assert not [module for module in known if module.startswith(kit)], relative(path)
+
+
 @pytest.mark.parametrize("path", CORE, ids=relative)
 def test_core_names_no_plugin(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

@@ -29,8 +29,10 @@ def complete_trainers(prefix: str, **_: Any) -> list[str]:
 
 def complete_datasets(prefix: str, **_: Any) -> list[str]:
     """Names of the data sets in nnU-Net's folders, or ids where digits were typed."""
+    from nnplug.datasets import dataset_id
+
     names = {path.name for folder in _folders() for path in folder.glob("Dataset[0-9][0-9][0-9]*_*") if path.is_dir()}
-    ids = sorted({int(name.removeprefix("Dataset").partition("_")[0]) for name in names})
+    ids = sorted({number for name in names if (number := dataset_id(name)) is not None})
     words = map(str, ids) if prefix.isdigit() else sorted(names)
     return [word for word in words if word.startswith(prefix)]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,21 @@ def environment_folder(variable: str) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def environment(**variables: Path | str) -> Iterator[None]:
+    """Set environment variables for a ``with`` block."""
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update({key: str(path) for key, path in variables.items()})
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
 def find_dataset(dataset: DatasetId, variable: str = "nnUNet_preprocessed") -> str:
     """The name ``DatasetXXX_Name`` of a data set given by id or name.
 
@@ -66,8 +82,8 @@ def find_dataset(dataset: DatasetId, variable: str = "nnUNet_preprocessed") -> s
     folder = environment_folder(variable)
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and re.match(r"Dataset\d{3,}_", p.name))
     text = str(dataset)
-    if text.isdigit():
-        found = [name for name in names if int(name.removeprefix("Dataset").split("_")[0]) == int(text)]
+    if text.isdecimal():
+        found = [name for name in names if dataset_id(name) == int(text)]
     else:
         found = [name for name in names if name == text]
     if len(found) > 1:
@@ -80,6 +96,12 @@ def find_dataset(dataset: DatasetId, variable: str = "nnUNet_preprocessed") -> s
     return found[0]
 
 
+def dataset_id(name: str) -> int | None:
+    """The id in ``DatasetXXX_Name``, ``XXX`` or a number; None where there is none."""
+    number = name.removeprefix("Dataset").partition("_")[0]
+    return int(number) if number.isdecimal() else None
+
+
 def nearest_dataset(text: str, names: Iterable[str]) -> str:
     """A clause with the name that was meant, also where only what follows ``DatasetXXX_`` was given; or nothing."""
     spelled = {spelling.lower(): name for name in names for spelling in (name, name.partition("_")[2])}
@@ -87,12 +109,28 @@ def nearest_dataset(text: str, names: Iterable[str]) -> str:
     return f" (did you mean {spelled[near[0]]}?)" if near else ""
 
 
+def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Names of the input channels in their order; nnU-Net v1 and the Decathlon call them modalities."""
+    channels = dataset_json.get("channel_names") or dataset_json["modality"]
+    return [str(channels[key]) for key in sorted(channels, key=int)]
+
+
 def foreground_names(labels: Mapping[str, Any]) -> list[str]:
     """Names of the foreground classes or regions of a dataset.json's ``labels``, in the order of nnU-Net's channels."""
     foreground = {name: value for name, value in labels.items() if name != "ignore" and value not in (0, [0])}
-    if any(isinstance(value, list) for value in foreground.values()):
+    if has_regions(labels):
         return list(foreground)  # regions go by their order in the file
-    return sorted(foreground, key=lambda name: foreground[name])
+    return sorted(foreground, key=lambda name: as_values(foreground[name])[0])
+
+
+def has_regions(labels: Mapping[str, Any]) -> bool:
+    """Whether a label joins several values; a list of one is a label."""
+    return any(len(as_values(value)) > 1 for value in labels.values())
+
+
+def as_values(label: Any) -> list[Any]:
+    """The values of a label or region."""
+    return label if isinstance(label, list) else [label]
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -105,6 +143,8 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NnplugError(f"{what} {path} is missing.") from None
+    except OSError as error:
+        raise NnplugError(f"{what} {path} can not be read: {error.strerror}.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise NnplugError(f"{what} {path} is no valid JSON ({error}).") from None
 
@@ -117,7 +157,7 @@ def read_plans(folder: Path, plans_name: str) -> dict[str, Any]:
     """
     path = folder / f"{plans_name}.json"
     if not path.is_file():
-        others = sorted(p.stem for p in folder.glob("*.json") if _holds_plans(p))
+        others = sorted(p.stem for p in folder.glob("*.json") if holds_plans(p))
         have = f"it has {', '.join(others)}" if others else "it has none; run nnUNetv2_plan_and_preprocess"
         raise NnplugError(f"No plans '{plans_name}' in {folder}; {have}. Choose with -p.")
     return read_json(path, "The plans file")
@@ -134,11 +174,12 @@ def check_configuration(plans: Mapping[str, Any], configuration: str, remark: st
         )
 
 
-def _holds_plans(path: Path) -> bool:
-    try:
-        return "configurations" in json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
+def holds_plans(path: Path) -> bool:
+    """Whether a file of a preprocessed data set holds plans."""
+    with contextlib.suppress(ValueError, OSError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(content, dict) and "configurations" in content
+    return False
 
 
 def read_splits(folder: Path) -> list[dict[str, list[str]]] | None:

@@ -17,21 +17,21 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnplug.composition.resolved import ResolvedConfig
 from nnplug.config import TrainerConfig
-from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_plans
+from nnplug.datasets import DatasetId, dataset_id, environment, environment_folder, find_dataset, read_plans
 from nnplug.devices import choose_training_device
 from nnplug.discovery.registry import get_registry
 from nnplug.errors import NnplugError
 from nnplug.files.folder_use import FolderUse
 from nnplug.hookspecs import listening
-from nnplug.inventory.problems import raise_problems
 from nnplug.models.results import summarise, with_results_dir
-from nnplug.planning.data import PlanningData, environment, find_raw_data, open_inventory
+from nnplug.planning.data import PlanningData, find_raw_data, open_inventory
 from nnplug.planning.data_record import check_unchanged
 from nnplug.planning.missing_steps import MissingSteps, list_stages
 from nnplug.planning.trainer_fit import idle_trainer
+from nnplug.problems import raise_problems
+from nnplug.processes.interrupts import TrainingInterrupted
 from nnplug.training.checkpointing import overrides
 from nnplug.training.data_seams import NUM_FOLDS
-from nnplug.training.interrupts import TrainingInterrupted
 from nnplug.training.trainer import load_base_trainer
 from nnplug.training.training import choose_folds, choose_mode, find_weights, train
 from nnplug.training_events import EventSender, TrainingEvent
@@ -294,11 +294,11 @@ class _Call:
         if self.cache_dir is None:
             raise NnplugError("--inventory needs --cache-dir DIR too.")
         named = self.dataset.startswith("Dataset")
-        number = self.dataset.removeprefix("Dataset").split("_")[0]
-        if not number.isdecimal():
+        number = dataset_id(self.dataset)
+        if number is None:
             raise NnplugError(f"The data set of an inventory needs an id from 0 to 999, got '{self.dataset}'.")
         name = self.dataset_name or (self.dataset if named else None)
-        data, problems = open_inventory(Path(self.inventory), int(number), name, Path(self.cache_dir))
+        data, problems = open_inventory(Path(self.inventory), number, name, Path(self.cache_dir))
         raise_problems(self.inventory, problems)
         return data
 

@@ -28,18 +28,12 @@ class EpochSchedule:
     def __init__(self, optimizer: Optimizer, rate: Callable[[int], float]) -> None:
         self.optimizer = optimizer
         self.rate = rate
-        self.epoch = -1
         self.step(0)
 
-    def step(self, epoch: int | None = None) -> None:
-        """Set the rate of an epoch, by default of the one after the last."""
-        self.epoch = self.epoch + 1 if epoch is None else epoch
+    def step(self, epoch: int) -> None:
+        """Set the rate of an epoch."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(self.epoch)
-
-    def get_last_lr(self) -> list[float]:
-        """The rate of each parameter group."""
-        return [group["lr"] for group in self.optimizer.param_groups]
+            group["lr"] = self.rate(epoch)
 
 
 def poly_lr(optimizer: Optimizer, initial_lr: float, num_epochs: int, *, exponent: float = 0.9) -> PolyLRScheduler:

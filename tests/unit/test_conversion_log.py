@@ -1,4 +1,4 @@
-"""The log of a conversion: what each line means, those of a run that was killed and of the first version included."""
+"""The log of a conversion: what each line means, those of a run that was killed included."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_line_that_is_not_whole(tmp_path: Path) -> None:
     write_log(tmp_path, [SETTINGS, FINISHED])
     with next(tmp_path.iterdir()).open("a") as file:
         file.write(json.dumps({"case": "b", "files": ["b.mha"]})[:-3])
-    assert read_log(tmp_path) == Log({"command": "msd"}, {"a": FINISHED}, {"a": ["a.mha"]}, ["a"], None)
+    assert read_log(tmp_path) == Log({"command": "msd"}, {"a": FINISHED}, {"a": ["a.mha"]}, [], None)
 
 
 def test_a_folder_that_is_gone(tmp_path: Path) -> None:

@@ -178,20 +178,6 @@ def test_a_case_that_was_begun_is_converted_again(task: MadeTask, monkeypatch: p
     assert task.convert() == (target, ["b"])
 
 
-def test_a_log_of_before_goes_on(task: MadeTask) -> None:
-    """It told the number of cases among the settings, and neither of begun cases nor of dataset.json."""
-    target, _ = task.convert()
-    log = target / ".nnplug_conversion.jsonl"
-    settings, *lines = map(json.loads, log.read_text().splitlines())
-    settings["settings"]["dataset"]["numTraining"] = 2
-    before = [settings, *(line for line in lines if "case" in line)]
-    log.write_text("".join(f"{json.dumps(line)}\n" for line in before))
-    assert task.convert() == (target, [])
-    (target / "dataset.json").unlink()
-    (target / "labelsTr/b.nii.gz").unlink()
-    assert task.convert() == (target, ["b"])
-
-
 def test_the_number_of_cases_is_no_setting(task: MadeTask) -> None:
     target, _ = task.convert()
     task.save("imagesTr/c.nii.gz", make_case(3)[0].astype(np.int16))

@@ -105,6 +105,9 @@ def test_broken_plugins_are_left_out(installed: PluginSite) -> None:
     installed.add("broken", code="raise OSError\n")
     installed.add("good", code=LOGGER)
     call_lifecycle("train_start", run=a_run())
+    import good  # type: ignore[import-not-found]
+
+    assert good.CALLS == [("train_start", "unet+num_epochs=5")]
 
 
 def test_only_lifecycle_hooks_are_called() -> None:

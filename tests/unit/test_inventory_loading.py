@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from nnplug.errors import NnplugError
 from nnplug.inventory.loading import load_inventory, load_raw_folder
-from nnplug.inventory.problems import Problem, raise_problems
 from nnplug.inventory.readers import choose_reader
+from nnplug.problems import Problem, raise_problems
 from support.inventories import MadeInventory
 
 

@@ -108,12 +108,6 @@ def test_nnunet_recognises_the_augmenter() -> None:
     assert issubclass(Augmenter, NonDetMultiThreadedAugmenter)
 
 
-def test_transform_is_applied() -> None:
-    augmenter = Augmenter(Loader(), lambda **batch: {"only": batch["worker"]}, 1, num_cached=2, wait_time=0.002)
-    assert next(augmenter) == {"only": 0}
-    augmenter._finish()
-
-
 def test_exception_is_told_with_type_message_and_case(capfd: pytest.CaptureFixture[str]) -> None:
     message = run_until_death(Loader(raise_value_error))
     assert message == "Data worker 0 failed: ValueError at case case_a: patch size and image do not fit"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from nnplug import Component, TrainerConfig
 from nnplug.cli import main
-from nnplug.testing.costs import costs_of
+from nnplug.networks.costs import costs_of
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from support.datasets import DatasetForTests, environment
 from support.plugin_packages import PluginSite

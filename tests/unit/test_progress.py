@@ -16,8 +16,8 @@ from typing import IO, Any
 
 import pytest
 from nnplug.training import progress_plot
-from nnplug.training.progress import ThrottledPlot, TrainingProgress, duration_text
-from nnplug.training.progress_plot import PLOTTED_KEYS, plot_progress
+from nnplug.training.progress import TrainingProgress, duration_text
+from nnplug.training.progress_plot import PLOTTED_KEYS, ThrottledPlot, plot_progress
 from rich.file_proxy import FileProxy
 
 

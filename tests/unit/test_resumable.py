@@ -19,8 +19,8 @@ import pytest
 import torch
 from nnplug import NnplugError
 from nnplug.models.checkpoint import load, save
+from nnplug.processes.interrupts import TrainingInterrupted
 from nnplug.training.checkpointing import CheckpointingTrainer
-from nnplug.training.interrupts import TrainingInterrupted
 from nnplug.training.trainer import build_trainer_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from support.datasets import DatasetForTests

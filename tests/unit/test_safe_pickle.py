@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from nnplug import NnplugError
+from nnplug.files.plain_values import number
 from nnplug.files.safe_pickle import read_pickle
-from nnplug.models.plain_values import number
 from nnplug.prediction.postprocessing import read_postprocessing
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 

@@ -127,6 +127,15 @@ def test_reading_imports_nothing() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_a_base_that_a_package_passes_on(external: Path) -> None:
+    package = external / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .base import Own\n")
+    (package / "base.py").write_text(BASE.replace("class Base", "class Own"))
+    (external / "passed_on.py").write_text("from package import Own\nclass nnUNetTrainerPassedOn(Own):\n    pass\n")
+    assert "nnUNetTrainerPassedOn" in external_trainers()
+
+
 def test_folders_of_the_variable_count(external: Path) -> None:
     found = external_trainers()
     assert set(found) == {"MyTrainer", "MyNet", "Base"}

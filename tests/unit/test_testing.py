@@ -227,7 +227,7 @@ def test_random_numbers_of_the_caller_go_on_as_if_nothing_had_happened() -> None
 def test_costs_are_counted_without_computing() -> None:
     import torch
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
-    from nnplug.testing.costs import costs_of
+    from nnplug.networks.costs import costs_of
 
     def unet() -> torch.nn.Module:
         return PlainConvUNet(

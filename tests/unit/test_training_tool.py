@@ -23,7 +23,7 @@ from nnplug.files.folder_use import FolderUse
 from nnplug.planning.data import find_raw_data
 from nnplug.planning.data_record import write_record
 from nnplug.planning.experiment import find_planner
-from nnplug.training.interrupts import TrainingInterrupted
+from nnplug.processes.interrupts import TrainingInterrupted
 from support.datasets import DatasetForTests
 from support.full_disk import largest_file
 from support.inventories import MadeInventory, make_case, save_image

@@ -36,7 +36,7 @@ from nnplug.conversion.writing import WRITTEN_AS, side_cars, write_voxels
 from nnplug.errors import NnplugError
 from nnplug.files.atomic_file import create_file, replace_file, write_error
 from nnplug.image_headers import UnreadableImageError
-from nnplug.inventory.problems import shortened
+from nnplug.problems import shortened
 from nnplug.processes.case_pool import CaseFailure
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from nnplug.completion import complete_configurations, complete_datasets, complete_trainers
 from nnplug.errors import NnplugError
-from nnplug.training.interrupts import EXIT_INTERRUPTED, TrainingInterrupted, ignore_signals
+from nnplug.processes.interrupts import EXIT_INTERRUPTED, TrainingInterrupted, ignore_signals
 
 COMMANDS = (
     *("trainers", "show", "plugins", "check", "inventory", "convert", "plan_and_preprocess"),

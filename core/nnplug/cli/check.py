@@ -18,7 +18,6 @@ EXAMPLE = """example:
   nnplug check monai_dynunet+dice_loss --quick
   nnplug check --all --quick --json
 """
-_WIDTH_WITHOUT_TERMINAL = 200
 
 
 def add_parser(subparsers: Any) -> None:
@@ -53,12 +52,10 @@ def run(args: argparse.Namespace) -> int:
     results: list[tuple[str, Sequence[Outcome]]] = []
     refused: dict[str, str] = {}
     with stdout_for_json(args.json):
-        from rich.console import Console
-
+        from nnplug.console import table_console
         from nnplug.testing.report import print_summary
 
-        width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
-        console = Console(width=width, highlight=False, stderr=args.json)
+        console = table_console(stderr=args.json)
         for name in names:
             try:
                 results.append((name, _check(name, args, len(names) == 1, console)))

@@ -258,7 +258,7 @@ def run_predictions(args: argparse.Namespace) -> int:
 
 def run_describing(args: argparse.Namespace) -> int:
     from nnplug.conversion.describing import describe_raw_folder, parse_regions
-    from nnplug.inventory.problems import count
+    from nnplug.problems import count
 
     content = describe_raw_folder(
         args.folder,
@@ -306,7 +306,7 @@ def _pool(args: argparse.Namespace) -> Pool:
 
 
 def _report(args: argparse.Namespace, outcome: Outcome) -> int:
-    from nnplug.inventory.problems import count
+    from nnplug.problems import count
 
     target, converted, num_cases = outcome.target, outcome.converted, outcome.num_cases
     if not converted:

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(result: dict[str, Any], files: list[Path]) -> None:
     from nnplug.evaluation.tables import print_means, undefined_distances
-    from nnplug.inventory.problems import count
+    from nnplug.problems import count
 
     print_means(result)
     print(f"Means over {count(len(result['metric_per_case']), 'case')}; a case without the class is left out.")

@@ -60,13 +60,22 @@ def run(args: argparse.Namespace) -> int:
             ensembles=not args.disable_ensembling,
             overwrite=not args.no_overwrite,
             strict=args.strict,
-            num_processes=args.num_processes or int(os.environ.get("nnUNet_def_n_proc", "8")),
+            num_processes=args.num_processes or _nnunets_num_processes(),
         )
     if args.json:
         print(json.dumps(result, indent=2, default=str))
     else:
         _print(result, args.results_dir)
     return 0
+
+
+def _nnunets_num_processes() -> int:
+    from nnplug.errors import NnplugError
+
+    number = os.environ.get("nnUNet_def_n_proc", "8")
+    if not number.isdecimal() or int(number) == 0:
+        raise NnplugError(f"nnUNet_def_n_proc={number} is no number of processes. Set it to one, or give -np N.")
+    return int(number)
 
 
 def _print(result: dict[str, Any], results_dir: Path | None) -> None:

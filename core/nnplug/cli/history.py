@@ -20,7 +20,6 @@ EXAMPLE = """example:
 """
 
 _MOST_CLASSES_IN_TABLE = 4
-_WIDTH_WITHOUT_TERMINAL = 200
 
 
 def add_parser(subparsers: Any) -> None:
@@ -86,8 +85,9 @@ def _print_json(histories: dict[Path, History]) -> None:
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from nnplug.console import table_console
 
     classes = [column for column in rows[0] if column.startswith("dice_")]
     hidden = set(classes if len(classes) > _MOST_CLASSES_IN_TABLE else ())
@@ -97,7 +97,7 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
         table.add_column(column.replace("_", " ") if column not in classes else column, justify="right")
     for row in rows:
         table.add_row(*(_cell(column, row[column]) for column in columns))
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False)
+    console = table_console()
     console.print(table)
     if hidden:
         console.print(f"The Dice of {len(classes)} classes is in --csv and --json.", markup=False)

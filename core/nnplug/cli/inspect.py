@@ -69,8 +69,9 @@ def _data_folder(args: argparse.Namespace) -> Path:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from nnplug.console import table_console
 
     box = ", ".join(f"{start}:{stop}" for start, stop in report["crop_box"])
     rows = {
@@ -100,7 +101,7 @@ def _print(report: dict[str, Any]) -> None:
     for row in report["labels"]:
         values = ",".join(map(str, row["values"]))
         labels.add_row(row["name"], values, str(row["voxels"]), f"{100 * row['share']:.2f} %")
-    console = Console(highlight=False)
+    console = table_console()
     for table in (channels, labels):
         print()
         console.print(table)

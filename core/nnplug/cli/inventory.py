@@ -91,7 +91,7 @@ def run_make(args: argparse.Namespace) -> int:
     from nnplug.conversion.describing import parse_regions
     from nnplug.errors import NnplugError
     from nnplug.inventory.making import Source, make_inventory, write_inventory
-    from nnplug.inventory.problems import count
+    from nnplug.problems import count
 
     if (args.folder is None) == (args.csv is None):
         raise NnplugError("Where are the files? Give a FOLDER or --csv FILE, one of them.")
@@ -118,7 +118,7 @@ def run_check(args: argparse.Namespace) -> int:
     from nnplug.inventory.checking import check_cases
     from nnplug.inventory.loading import load_inventory, load_raw_folder
     from nnplug.inventory.overview import write_overview
-    from nnplug.inventory.problems import count, raise_problems
+    from nnplug.problems import count, raise_problems
 
     inventory, problems = load_raw_folder(args.path) if args.path.is_dir() else load_inventory(args.path)
     if inventory.converted:
@@ -144,8 +144,9 @@ def _pool(args: argparse.Namespace, num_cases: int) -> Pool:
 
 
 def _print_table(inventory: Inventory, reports: dict[str, CaseReport]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from nnplug.console import table_console
 
     table = Table(box=None, pad_edge=False)
     values = {name: value for name, value in inventory.labels.items() if isinstance(value, int) and value > 0}
@@ -156,7 +157,7 @@ def _print_table(inventory: Inventory, reports: dict[str, CaseReport]) -> None:
         spacing = "x".join(f"{value:.4g}" for value in report.headers.spacing_mm or ())
         counts = [str((report.label_voxels or {}).get(value, "")) for value in values.values()]
         table.add_row(name, size, spacing, *counts, str(len(report.problems) or ""))
-    Console(highlight=False).print(table)
+    table_console().print(table)
 
 
 # --- options of other commands ---------------------------------------------------------------------------------------
@@ -202,8 +203,8 @@ def open_for_work(args: argparse.Namespace) -> PlanningData:
         NnplugError: an option is missing; the inventory has problems, all of which are named.
     """
     from nnplug.errors import NnplugError
-    from nnplug.inventory.problems import raise_problems
     from nnplug.planning.data import open_inventory
+    from nnplug.problems import raise_problems
 
     missing = [
         option
@@ -231,17 +232,19 @@ def choose_training_data(args: argparse.Namespace) -> None:
     if args.inventory is None:
         set_folders(args)
         return
-    named = args.dataset.isdecimal() or args.dataset.startswith("Dataset")
-    if args.dataset_id is None and named:
-        args.dataset_id = int(
-            args.dataset.removeprefix("Dataset")[:3] if not args.dataset.isdecimal() else args.dataset
-        )
+    from nnplug.datasets import dataset_id
+
+    number = dataset_id(args.dataset)
+    named = number is not None
+    if args.dataset_id is None:
+        args.dataset_id = number
     if not named:
         args.configuration, args.fold = args.dataset, [args.configuration, *args.fold]
     from nnplug.planning.data_record import FINGERPRINT, check_unchanged
 
     data = open_for_work(args)
-    if named and args.dataset not in (str(args.dataset_id), data.name, data.name[7:10]):
+    is_it = number == dataset_id(data.name) if args.dataset.isdecimal() else args.dataset == data.name
+    if named and not is_it:
         raise NnplugError(f"DATASET is {args.dataset}, and the inventory is {data.name}. Leave DATASET out.")
     if not os.environ.get("nnUNet_results"):
         raise NnplugError("--inventory needs --results-dir DIR too, the folder for trained models.")

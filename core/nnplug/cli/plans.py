@@ -22,7 +22,6 @@ EXAMPLE_DERIVE = """example:
   nnplug plans derive -d 4 -c 3d_fullres --name 3d_coarse --set spacing=2,1.5,1.5
   nnplug plans derive -d 4 -c 3d_fullres --new-plans Plans24G -gpu_memory_target 24
 """
-_WIDTH_WITHOUT_TERMINAL = 200
 
 
 def add_parser(subparsers: Any) -> None:
@@ -130,8 +129,9 @@ def _open(args: argparse.Namespace) -> PlansFile:
 
 
 def _print_table(described: dict[str, dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from nnplug.console import table_console
 
     table = Table(box=None, pad_edge=False)
     for column in ("", *described):
@@ -140,10 +140,7 @@ def _print_table(described: dict[str, dict[str, Any]]) -> None:
         cells = [_cell(row, configuration[row]) for configuration in described.values()]
         if any(cells):
             table.add_row(row.replace("_", " "), *cells)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, _WIDTH_WITHOUT_TERMINAL)
-    console.print(table)
+    table_console().print(table)
 
 
 def _cell(row: str, value: Any) -> str:

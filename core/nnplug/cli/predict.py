@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnplug.cli import stdout_for_json
-from nnplug.training.interrupts import ignore_signals
+from nnplug.processes.interrupts import ignore_signals
 
 EXAMPLE = """example:
   nnplug predict -i imagesTs -o predictions -d 4 -c 3d_fullres -tr monai_segresnet+num_epochs=250

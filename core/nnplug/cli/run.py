@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from joblib import cpu_count
 
     from nnplug.errors import NnplugError
-    from nnplug.training.interrupts import TrainingInterrupted
+    from nnplug.processes.interrupts import TrainingInterrupted
 
     _stop_on_signals()
     # nnU-Net reads this when it is imported, and starts as many processes that each import torch
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _stop_on_signals() -> None:
     """What interrupts the work on the data; a training has its own way. Ctrl-C stops that work at once."""
-    from nnplug.training.interrupts import SIGNALS, TrainingInterrupted
+    from nnplug.processes.interrupts import SIGNALS, TrainingInterrupted
 
     def stop(number: int, _frame: object) -> None:
         name = signal.Signals(number).name

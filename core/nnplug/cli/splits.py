@@ -120,8 +120,8 @@ def run_check(args: argparse.Namespace) -> int:
 def _check(
     splits: Any, cases: Sequence[str], groups: Mapping[str, str] | None, held_out: Sequence[str], path: Path
 ) -> None:
-    from nnplug.inventory.problems import raise_problems
     from nnplug.planning.split_checks import check_splits
+    from nnplug.problems import raise_problems
 
     raise_problems(path, check_splits(splits, cases, groups=groups, held_out=held_out))
 
@@ -136,7 +136,7 @@ def _strata(data: PlanningData, text: str | None) -> dict[str, str] | None:
 
         return read_groups(text, cases, "--stratify")
     from nnplug.inventory.checking import check_cases
-    from nnplug.inventory.problems import raise_problems
+    from nnplug.problems import raise_problems
     from nnplug.processes.case_pool import Pool, choose_num_processes
 
     pool = Pool(choose_num_processes(None, None, len(cases)), preload=_PRELOAD)
@@ -155,8 +155,8 @@ def _held_out(
     strata: Mapping[str, str] | None,
 ) -> list[str]:
     from nnplug.errors import NnplugError
-    from nnplug.inventory.problems import shortened
     from nnplug.planning.splits import hold_out, read_names
+    from nnplug.problems import shortened
 
     if args.held_out is None:
         return []
@@ -182,7 +182,7 @@ def _print_folds(
 ) -> None:
     from collections import Counter
 
-    from nnplug.inventory.problems import count
+    from nnplug.problems import count
 
     for number, split in enumerate(splits):
         text = f"  fold {number}: {len(split['train'])} train, {len(split['val'])} val"

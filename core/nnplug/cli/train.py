@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
     from nnplug.cli.inventory import choose_training_data
     from nnplug.errors import NnplugError
-    from nnplug.training.interrupts import TrainingInterrupted
+    from nnplug.processes.interrupts import TrainingInterrupted
 
     choose_training_data(args)
     if not args.fold and not args.all_data:

@@ -58,7 +58,7 @@ class Field:
         check: returns the value in its normal form or raises `Invalid`.
         stock: what nnU-Net does where the field is not set.
         is_code: holds a component: a class, factory or finished object.
-        is_text: documents the config and does not change a training.
+        is_of_file: belongs to the config as it is written: its name, its text, what it builds on.
         combine: how values of two composed trainers become one; empty means that they exclude each other. Without it
             two different values are a conflict.
     """
@@ -66,7 +66,7 @@ class Field:
     check: Callable[[Any], Any]
     stock: str = ""
     is_code: bool = False
-    is_text: bool = False
+    is_of_file: bool = False
     combine: Callable[[Any, Any], Any] | None = None
 
     def parse(self, text: str, where: str) -> Any:
@@ -115,7 +115,7 @@ def names(value: Any) -> tuple[str, ...]:
         if not isinstance(name, str):
             raise Invalid(expected, value)
         root, _, rest = name.partition(".")
-        if root not in FIELDS or FIELDS[root].is_text or (rest and root != "plans"):
+        if root not in FIELDS or FIELDS[root].is_of_file or (rest and root != "plans"):
             raise Invalid(f"names of fields to drop{did_you_mean(root, FIELDS)}", name)
     return found
 
@@ -158,11 +158,11 @@ _COUNT = whole(1)
 
 
 FIELDS: dict[str, Field] = {
-    "name": Field(check=check_name, is_text=True),
-    "description": Field(check=text, is_text=True),
-    "source": Field(check=text, is_text=True),
-    "extends": Field(check=text, is_text=True),
-    "unset": Field(check=names, is_text=True),
+    "name": Field(check=check_name, is_of_file=True),
+    "description": Field(check=text, is_of_file=True),
+    "source": Field(check=text, is_of_file=True),
+    "extends": Field(check=text, is_of_file=True),
+    "unset": Field(check=names, is_of_file=True),
     "base_trainer": Field(check=factory, stock="nnUNetTrainer", is_code=True),
     "network_builder": Field(check=factory, stock="the plan's U-Net", is_code=True),
     "enable_deep_supervision": Field(check=boolean, stock="true"),
@@ -190,7 +190,7 @@ FIELDS: dict[str, Field] = {
 }
 CODE_FIELDS = tuple(name for name, field in FIELDS.items() if field.is_code)
 # The fields that make a training what it is, in the order in which they are shown.
-SETTINGS = tuple(name for name, field in FIELDS.items() if not field.is_text)
+SETTINGS = tuple(name for name, field in FIELDS.items() if not field.is_of_file)
 
 
 def check_fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class ResolvedConfig:
     """A trainer that is ready to be built.
 
     Attributes:
-        name: canonical name: the results folder, the checkpoint, prediction and sweeps use it.
+        name: canonical name: the results folder, the checkpoint and prediction use it.
         config: flat: nothing is inherited, every code field is a `Component`, None, or (loss_fn) a finished object.
         origins: by field where its value came from; settings of components and plans as ``loss_fn.weight``.
         distributions: version by distribution, of every plugin that has a part in it.

@@ -97,7 +97,7 @@ def _of_definition(module: str, name: str, steps: int) -> Signature | None:
             for alias in node.names:
                 if (alias.asname or alias.name) in (name, "*"):
                     wanted = name if alias.name == "*" else alias.name
-                    found = _of_definition(_absolute(node, module, path), wanted, steps - 1)
+                    found = _of_definition(imported_module(node, module, path), wanted, steps - 1)
                     if found is not None:
                         return found
     return None
@@ -137,7 +137,8 @@ def _source_file(module: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None
 
 
-def _absolute(node: ast.ImportFrom, module: str, path: Path) -> str:
+def imported_module(node: ast.ImportFrom, module: str, path: Path) -> str:
+    """The full name of the module that an import in ``module``, the file at ``path``, takes names from."""
     if node.level == 0:
         return node.module or ""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]

@@ -138,7 +138,7 @@ def canonical_name(names: Iterable[str], assignments: Iterable[str], text: str) 
 
 def _assignment(target: str, value: str, text: str) -> Assignment:
     field = target.partition(".")[0]
-    if field not in FIELDS or FIELDS[field].is_text:
+    if field not in FIELDS or FIELDS[field].is_of_file:
         is_code = value.startswith("@") or "." in target
         likely = [name for name in SETTINGS if FIELDS[name].is_code == is_code]
         hint = did_you_mean(field, likely) or did_you_mean(field, SETTINGS)

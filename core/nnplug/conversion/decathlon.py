@@ -27,7 +27,7 @@ from nnplug.inventory import rules
 from nnplug.inventory.case_check import CheckSettings, byte_problems, check_headers, label_problems
 from nnplug.inventory.loading import CaseFiles
 from nnplug.inventory.old_style import to_new_style
-from nnplug.inventory.problems import Problem, raise_problems
+from nnplug.problems import Problem, raise_problems
 from nnplug.processes.case_pool import CaseFailure, Pool
 
 _ENDING = ".nii.gz"

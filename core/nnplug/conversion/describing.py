@@ -10,7 +10,7 @@ from nnplug.conversion.target import check_description
 from nnplug.errors import NnplugError
 from nnplug.files.json_files import write_json
 from nnplug.inventory.patterns import find_files
-from nnplug.inventory.problems import raise_problems
+from nnplug.problems import raise_problems
 
 
 def describe_raw_folder(

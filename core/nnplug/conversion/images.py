@@ -20,7 +20,7 @@ from nnplug.inventory.file_stats import stat_files
 from nnplug.inventory.loading import CaseFiles, Inventory
 from nnplug.inventory.making import write_inventory
 from nnplug.inventory.patterns import FoundFiles, default_patterns, find_files, read_table
-from nnplug.inventory.problems import Problem, raise_problems
+from nnplug.problems import Problem, raise_problems
 from nnplug.processes.case_pool import CaseFailure, Pool
 
 

@@ -13,7 +13,7 @@ from nnplug.conversion.running import Case, Conversion, Outcome, run
 from nnplug.conversion.spacing import find_spacing
 from nnplug.conversion.writing import TARGET_ENDINGS, WRITTEN_AS, Output, geometry_file, write_voxels
 from nnplug.errors import NnplugError
-from nnplug.inventory.problems import Problem, raise_problems
+from nnplug.problems import Problem, raise_problems
 from nnplug.processes.case_pool import CaseFailure, Pool
 
 #: MetaImage stores every digit of the geometry; a TIFF has it in the file beside it.

@@ -16,7 +16,7 @@ import numpy as np
 
 from nnplug.image_headers import UnreadableImageError, read_header, reason
 from nnplug.inventory.nifti_bytes import count_nonfinite
-from nnplug.inventory.problems import count
+from nnplug.problems import count
 
 ITK_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
 TIFF_ENDINGS = (".tif", ".tiff")

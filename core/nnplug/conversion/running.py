@@ -22,11 +22,11 @@ from nnplug.conversion.log import Log, add_line, read_log, write_log
 from nnplug.conversion.writing import Output
 from nnplug.errors import NnplugError
 from nnplug.files.atomic_file import write_error
+from nnplug.files.disk import flush_to_disk, telling_when_full
 from nnplug.files.json_files import as_plain_json
 from nnplug.image_headers import UnreadableImageError
 from nnplug.inventory import rules
-from nnplug.inventory.problems import Problem, count, raise_problems, shortened
-from nnplug.planning.disk import flush_to_disk, telling_when_full
+from nnplug.problems import Problem, count, raise_problems, shortened
 from nnplug.processes.case_pool import CaseFailure, Pool
 
 _LOCK = ".nnplug_conversion.lock"

@@ -24,7 +24,7 @@ from nnplug.conversion.target import check_description, raw_target, write_descri
 from nnplug.conversion.writing import TARGET_ENDINGS, Output, image_outputs, label_outputs, reader_for, relabel
 from nnplug.errors import NnplugError
 from nnplug.inventory.patterns import find_files
-from nnplug.inventory.problems import raise_problems
+from nnplug.problems import raise_problems
 from nnplug.processes.case_pool import CaseFailure, Pool
 
 #: nnU-Net's channel names that choose a normalisation, by what the user writes.

@@ -12,8 +12,8 @@ from nnplug.datasets import environment_folder
 from nnplug.errors import NnplugError
 from nnplug.files.json_files import write_json
 from nnplug.inventory import rules
-from nnplug.inventory.problems import raise_problems
 from nnplug.planning.data import dataset_name
+from nnplug.problems import raise_problems
 
 
 def raw_target(raw: Path | None, dataset_id: int, name: str) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nnplug.datasets import read_json
+from nnplug.datasets import environment, read_json
 from nnplug.errors import NnplugError
 from nnplug.files.json_files import write_json
 
@@ -48,7 +48,7 @@ class DemoFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise NnplugError(f"{self.shown} can not be made ({error.strerror}). Name a folder with -o.") from None
-            state: dict[str, Any] = {"format": 1, "dataset": self.dataset, "source": source, "finished": {}}
+            state: dict[str, Any] = {"dataset": self.dataset, "source": source, "finished": {}}
             write_json(record, state)
             return state
         state = read_json(record, "The demo's record")
@@ -112,18 +112,10 @@ class DemoFolder:
         # up with the training; more would compete with it.
         loaders = os.environ.get("nnUNet_n_proc_DA", "").lstrip("0")
         ours["nnUNet_n_proc_DA"] = loaders or str(min(8, max(1, cpu_count() // 2)))
-        before = {key: os.environ.get(key) for key in ours}
-        os.environ.update(ours)
-        try:
-            for part in PARTS:
-                (self.path / f"nnUNet_{part}").mkdir(exist_ok=True)
+        for part in PARTS:
+            (self.path / f"nnUNet_{part}").mkdir(exist_ok=True)
+        with environment(**ours):
             yield
-        finally:
-            for key, value in before.items():
-                if value is None:
-                    del os.environ[key]
-                else:
-                    os.environ[key] = value
 
 
 def check_raw_dataset(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnplug.datasets import channel_names
 from nnplug.discovery.registry import get_registry
 from nnplug.networks.from_plans import build_from_plans, build_uninitialised
 from nnplug.networks.network import configure_plans
@@ -49,7 +50,7 @@ def _size_if_it_fits(
         if resolved.config.network_builder is None or resolved.config.base_trainer is not None:
             return None
         configured = configure_plans(plans, configuration, resolved)
-        channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
+        channels = len(channel_names(dataset_json))
         with torch.device("meta"), torch.no_grad():
             network = build_network(configured, configuration, dataset_json)
             network.eval()(torch.empty(1, channels, *configured["configurations"][configuration]["patch_size"]))

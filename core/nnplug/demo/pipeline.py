@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnplug.datasets import read_json
+from nnplug.datasets import dataset_id, read_json
 from nnplug.demo import images
 from nnplug.demo.folder import NUM_PROCESSES, DemoFolder, check_raw_dataset
 from nnplug.demo.held_out import HeldOutCase, choose_held_out, link_images
@@ -116,7 +116,9 @@ class Demo:
 
     @property
     def number(self) -> int:
-        return int(self.folder.dataset.removeprefix("Dataset").split("_")[0])
+        number = dataset_id(self.folder.dataset)
+        assert number is not None
+        return number
 
     @property
     def plans(self) -> dict[str, Any]:

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from nnplug.composition.references import EXTERNAL_TRAINERS
+from nnplug.composition.signatures import imported_module
 from nnplug.errors import NnplugError
 
 BASE = "nnUNetTrainer"
 STOCK_FOLDER = Path(__file__).parents[1] / "_stock"
 _PACKAGE = "nnunetv2.training.nnUNetTrainer"
+_MAX_REEXPORTS = 5
 
 #: What a trainer class decides by overriding a method of nnUNetTrainer: the fields that the method stands for.
 SEAMS = {
@@ -147,7 +149,7 @@ def _sets_of_class(target: type) -> dict[str, str]:
 
 
 def _external_folders() -> list[Path]:
-    named = os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)
+    named = os.environ.get(EXTERNAL_TRAINERS, "").split(os.pathsep)
     folders = [Path(name.strip()).resolve() for name in named if name.strip()]
     return [folder for folder in folders if folder.is_dir() and folder != STOCK_FOLDER.resolve()]
 
@@ -189,8 +191,7 @@ def _imports(file: Path, module: str) -> dict[str, tuple[str, str]]:
     found = {}
     for node in _tree(file).body:
         if isinstance(node, ast.ImportFrom):
-            package = module.rsplit(".", node.level)[0] if node.level else ""
-            origin = ".".join(part for part in (package, node.module or "") if part)
+            origin = imported_module(node, module, file)
             for alias in node.names:
                 found[alias.asname or alias.name] = (origin, alias.name)
     return found
@@ -203,6 +204,14 @@ def _bases(file: Path, module: str, name: str, folder: Path | None) -> Iterator[
         base_name = base.id if isinstance(base, ast.Name) else base.attr if isinstance(base, ast.Attribute) else ""
         origin, origin_name = _imports(file, module).get(base_name, (module, base_name))
         origin_file = file if origin == module else _module_file(origin, folder)
+        for _ in range(_MAX_REEXPORTS):
+            if origin_file is None or origin_name in _classes(origin_file):
+                break
+            again = _imports(origin_file, origin).get(origin_name)
+            if again is None:
+                break
+            origin, origin_name = again
+            origin_file = _module_file(origin, folder)
         if origin_file is not None:
             yield origin_file, origin, origin_name
 

@@ -16,8 +16,8 @@ from nnplug.evaluation.tables import csv_text
 from nnplug.files.atomic_file import replace_file
 from nnplug.files.json_files import as_plain_json, write_json
 from nnplug.image_headers import read_header
-from nnplug.inventory.problems import Problem, raise_problems
 from nnplug.models.descriptions import Descriptions, find_description, read_descriptions
+from nnplug.problems import Problem, raise_problems
 from nnplug.processes.case_pool import Pool, choose_num_processes
 
 if TYPE_CHECKING:
@@ -154,4 +154,5 @@ def _mean(values: Iterable[float]) -> float:
 def _class_names(labels: dict[str, Any], keys: Iterable[str]) -> dict[str, str]:
     """The names in dataset.json of nnU-Net's keys: ``1``, or ``(1, 2)`` for a region."""
     names = {str(tuple(value) if isinstance(value, list) else value): name for name, value in labels.items()}
+    names |= {str(value[0]): name for name, value in labels.items() if isinstance(value, list) and len(value) == 1}
     return {key: names.get(key, key) for key in keys}

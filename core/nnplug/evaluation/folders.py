@@ -16,8 +16,8 @@ from nnplug.image_headers import (
     geometry_differences,
     read_header,
 )
-from nnplug.inventory.problems import Problem, raise_problems
 from nnplug.models.trained_models import read_model_folder
+from nnplug.problems import Problem, raise_problems
 
 Pairs = dict[str, tuple[Path, Path]]
 

@@ -16,9 +16,9 @@ from nnplug.datasets import environment_folder, find_dataset, read_plans
 from nnplug.errors import NnplugError
 from nnplug.files.atomic_file import replace_file
 from nnplug.files.json_files import read_json
-from nnplug.inventory.problems import Problem, count, raise_problems, shortened
 from nnplug.models.trained_models import ModelFolder, find_model_folder, read_model_folder
 from nnplug.prediction.ensembling import check_probabilities
+from nnplug.problems import Problem, count, raise_problems, shortened
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 DEFAULT_FOLDS = (0, 1, 2, 3, 4)
@@ -137,8 +137,9 @@ def _find_candidates(
             continue
         trained.add(trainer)
         found[path] = Candidate(path.name.split("__")[0], identifier, configuration, read_model_folder(path))
-    for trainer in reasons.keys() - trained:
-        raise NnplugError(reasons[trainer])
+    for trainer, reason in reasons.items():
+        if trainer not in trained:
+            raise NnplugError(reason)
     if not found:
         raise NnplugError(
             f"{', '.join(plans)} of {dataset} have none of the configurations {', '.join(configurations)}. "

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-import sys
 from collections.abc import Iterable
 from typing import Any
 
+from nnplug.console import table_console
 from nnplug.files.json_files import as_plain_json
 
 _SHOWN = ("Dice", "IoU", "surface_dice", "HD95_mm", "PQ", "instance_F1", "instances_ref", "instances_pred")
-_WIDTH_WITHOUT_TERMINAL = 200
 
 
 def csv_text(result: dict[str, Any], cases: Iterable[str]) -> str:
@@ -36,7 +35,6 @@ def csv_text(result: dict[str, Any], cases: Iterable[str]) -> str:
 
 def print_means(result: dict[str, Any]) -> None:
     """The means of each class on standard output."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -47,8 +45,7 @@ def print_means(result: dict[str, Any]) -> None:
     rows = [(result["settings"]["classes"][key], values) for key, values in result["mean"].items()]
     for name, values in [*rows, ("mean", result["foreground_mean"])]:
         table.add_row(name, *("-" if math.isnan(values[c]) else f"{values[c]:.4f}" for c in columns))
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False)
-    console.print(table)
+    table_console().print(table)
 
 
 def undefined_distances(result: dict[str, Any]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nnplug.errors import NnplugError
-from nnplug.models.plain_values import ALLOWED_GLOBALS, NumberType, arrays_from_stand_ins
+from nnplug.files.plain_values import ALLOWED_GLOBALS, NumberType, arrays_from_stand_ins
 
 
 def _array(data: bytes | bytearray, number_type: Any, shape: tuple[int, ...], order: str) -> np.ndarray:

@@ -3,7 +3,6 @@
 ============  ===========================================================================
 loading       read an inventory or a raw data set, its own contradictions included
 rules         what nnU-Net needs of labels, channels and names
-problems      what is wrong, all of it at once
 file_stats    look at many files
 readers       which of nnU-Net's classes reads the images
 case_check    what only the files of a case tell

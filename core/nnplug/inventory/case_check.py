@@ -28,8 +28,8 @@ from nnplug.image_headers import (
 )
 from nnplug.inventory.loading import CaseFiles
 from nnplug.inventory.nifti_bytes import count_nonfinite
-from nnplug.inventory.problems import Problem, count, shortened
 from nnplug.inventory.readers import misnamed_spacing_files, tiff_spacing_file
+from nnplug.problems import Problem, count, shortened
 
 T = TypeVar("T")
 

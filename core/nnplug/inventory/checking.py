@@ -12,8 +12,8 @@ from nnplug.inventory import rules
 from nnplug.inventory.case_check import CheckSettings, Headers, check_headers, check_voxels
 from nnplug.inventory.loading import CaseFiles, Inventory
 from nnplug.inventory.overview import draw_case
-from nnplug.inventory.problems import Problem
 from nnplug.inventory.readers import choose_reader
+from nnplug.problems import Problem
 from nnplug.processes.case_pool import Pool
 
 

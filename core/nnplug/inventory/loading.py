@@ -30,7 +30,7 @@ from nnplug.errors import NnplugError
 from nnplug.inventory import rules
 from nnplug.inventory.file_stats import stat_files, unusable
 from nnplug.inventory.old_style import to_new_style
-from nnplug.inventory.problems import Problem, raise_problems
+from nnplug.problems import Problem, raise_problems
 
 _KEYS = ("channel_names", "labels", "numTraining", "file_ending", "dataset")
 _NO_READER = ("overwrite_image_reader_writer", None)

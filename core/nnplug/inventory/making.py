@@ -21,8 +21,8 @@ from nnplug.inventory import rules
 from nnplug.inventory.loading import CaseFiles, Inventory
 from nnplug.inventory.old_style import to_new_style
 from nnplug.inventory.patterns import FoundFiles, default_patterns, find_files, read_table
-from nnplug.inventory.problems import count, raise_problems, shortened
 from nnplug.inventory.readers import choose_reader
+from nnplug.problems import count, raise_problems, shortened
 from nnplug.processes.case_pool import Pool
 
 _MOST_LABELS = 1000

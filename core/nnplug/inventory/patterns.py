@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnplug.errors import NnplugError
-from nnplug.inventory.problems import Problem, shortened
+from nnplug.problems import Problem, shortened
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _CHANNEL = "channel"

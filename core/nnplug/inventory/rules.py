@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnplug.inventory.problems import Problem
+from nnplug.datasets import as_values, has_regions
+from nnplug.problems import Problem
 
 _LABEL_EXAMPLE = 'for example {"background": 0, "tumor": 1}'
 _MAX_NAME_BYTES = 200
@@ -36,13 +37,8 @@ def check_labels(labels: Any, regions_class_order: Any = None) -> list[Problem]:
 
 def label_values(labels: Mapping[str, Any]) -> list[int]:
     """Every value that a label image may hold, sorted, the ignore label included; without what is no label value."""
-    values = [value for item in labels.values() for value in (item if isinstance(item, list) else [item])]
+    values = [value for item in labels.values() for value in as_values(item)]
     return sorted({value for value in values if _is_whole(value)})
-
-
-def has_regions(labels: Mapping[str, Any]) -> bool:
-    """Whether a label joins several values."""
-    return any(isinstance(item, list) and len(item) > 1 for item in labels.values())
 
 
 def _is_whole(value: Any) -> bool:
@@ -78,7 +74,7 @@ def _check_values(labels: Mapping[str, Any]) -> list[Problem]:
 def _check_twice(labels: Mapping[str, Any]) -> list[Problem]:
     names: dict[int, list[str]] = {}
     for name, item in labels.items():
-        names.setdefault(item[0] if isinstance(item, list) else item, []).append(name)
+        names.setdefault(as_values(item)[0], []).append(name)
     return [
         Problem(f"labels {' and '.join(same)} are both {value}", "Each label needs a value of its own.")
         for value, same in names.items()
@@ -89,11 +85,7 @@ def _check_twice(labels: Mapping[str, Any]) -> list[Problem]:
 def _check_regions(labels: Mapping[str, Any], order: Any) -> list[Problem]:
     if not has_regions(labels):
         return []
-    regions = [
-        name
-        for name, item in labels.items()
-        if name != "ignore" and set(item if isinstance(item, list) else [item]) != {0}
-    ]
+    regions = [name for name, item in labels.items() if name != "ignore" and set(as_values(item)) != {0}]
     advice = (
         f"Give the label value to write for each of {', '.join(regions)}; later ones are written over earlier ones."
     )

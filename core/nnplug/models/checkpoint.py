@@ -22,7 +22,7 @@ import torch
 
 from nnplug.errors import NnplugError
 from nnplug.files.atomic_file import replace_file
-from nnplug.models.plain_values import ALLOWED_GLOBALS, NotANumberError, arrays_from_stand_ins, convert, to_plain
+from nnplug.files.plain_values import ALLOWED_GLOBALS, NotANumberError, arrays_from_stand_ins, convert, to_plain
 
 __all__ = ["UntrustedCheckpointError", "Writer", "find_resumable", "load", "save", "to_plain"]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnplug.datasets import read_json
+from nnplug.datasets import dataset_id, read_json
 
 STOCK = "nnUNetv2_predict"
 DEFAULT_CHECKPOINT = "checkpoint_final.pth"
@@ -45,7 +45,7 @@ def fold_result(
     result = {
         "status": "completed",
         "model_path": str(model),
-        "dataset_id": int(dataset.removeprefix("Dataset").split("_")[0]),
+        "dataset_id": dataset_id(dataset),
         "dataset": dataset,
         "configuration": configuration,
         "fold": fold,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nnplug.composition.checks import did_you_mean
-from nnplug.datasets import nearest_dataset, read_json
+from nnplug.datasets import channel_names, nearest_dataset, read_json
 from nnplug.errors import NnplugError
 
 Fold = int | str
@@ -43,8 +43,7 @@ class ModelFolder:
     @property
     def channel_names(self) -> list[str]:
         """Names of the input channels in their order."""
-        channels = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
-        return [str(channels[key]) for key in sorted(channels, key=int)]
+        return channel_names(self.dataset_json)
 
     def previous_stage(self, configuration: str) -> str | None:
         """The configuration whose predictions a cascade's configuration takes as input, None elsewhere."""

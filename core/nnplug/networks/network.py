@@ -33,6 +33,7 @@ from nnplug.composition.references import import_string, load
 from nnplug.composition.resolved import ResolvedConfig
 from nnplug.datasets import check_configuration
 from nnplug.errors import NnplugError
+from nnplug.networks.replica import is_about_meta
 
 Size = tuple[int, ...]
 BuildNetwork = Callable[[Size, bool], nn.Module]
@@ -279,7 +280,7 @@ def _run_once(build: Callable[[], nn.Module], shape: Size) -> tuple[nn.Module, A
             network = _build_module(build).train()
             return network, network(torch.empty(shape))
     except Exception as error:
-        if "meta" not in str(error).lower() and not isinstance(error, NotImplementedError):
+        if not is_about_meta(error):
             raise
     # a network that looks at values can not run on meta tensors: one sample on the CPU tells the same
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -48,6 +48,11 @@ def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
     return empty
 
 
+def is_about_meta(error: Exception) -> bool:
+    """Whether a network failed because it looks at values, which tensors without data do not have."""
+    return "meta" in str(error).lower() or isinstance(error, NotImplementedError)
+
+
 def forked_random_state(device: torch.device | str) -> AbstractContextManager[None]:
     """Random numbers drawn inside change nothing outside. Leaves GPUs alone that are not the device."""
     import torch

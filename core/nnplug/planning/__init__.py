@@ -3,7 +3,6 @@
 =================  ==========================================================================
 pipeline           the steps one after the other, with nnU-Net's defaults
 missing_steps      those of them that a training still needs
-folder_use         who reads it at the moment
 data               what is planned: a raw data set, or an inventory and its cache
 data_record        what the fingerprint was taken of, and what has changed since
 stock_data         what nnU-Net itself has made, and whether it is seen to be stale
@@ -24,7 +23,6 @@ split_checks       leaks, and cases that are unknown or missing
 ground_truth       the labels that a validation compares with
 shards             a part of the cases, for job arrays
 classes            nnU-Net's classes by name
-disk               a disk that fills
 =================  ==========================================================================
 
 The work on each case is nnU-Net's own; what is done around it makes a failing case cost only itself, lets an

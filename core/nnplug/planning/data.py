@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnplug.datasets import DatasetId, environment_folder, find_dataset
+from nnplug.datasets import DatasetId, environment, environment_folder, find_dataset
 from nnplug.errors import NnplugError
-from nnplug.files.atomic_file import replace_file
+from nnplug.files.atomic_file import keep_file
+from nnplug.files.disk import telling_when_full
 from nnplug.files.json_files import read_json, write_json
 from nnplug.inventory.loading import Inventory, load_inventory, load_raw_folder
-from nnplug.inventory.problems import Problem, raise_problems
-from nnplug.planning.disk import telling_when_full
+from nnplug.problems import Problem, raise_problems
 
 _NAME = re.compile(r"Dataset(\d{3})_(.+)")
 
@@ -77,21 +77,6 @@ class PlanningData:
                 if not self.is_inventory and splits.is_file():
                     shutil.copyfile(splits, folder / splits.name)
             yield Path(scratch)
-
-
-@contextlib.contextmanager
-def environment(**variables: Path | str) -> Iterator[None]:
-    """Set environment variables for a ``with`` block."""
-    before = {key: os.environ.get(key) for key in variables}
-    os.environ.update({key: str(path) for key, path in variables.items()})
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
 
 
 # --- raw data sets ---------------------------------------------------------------------------------------------------
@@ -217,6 +202,4 @@ def write_dataset_json(data: PlanningData) -> None:
         if read_json(path) != content:
             write_json(path, content)
         return
-    original = (data.raw / data.name / path.name).read_bytes()
-    if not path.is_file() or path.read_bytes() != original:
-        replace_file(path, lambda file: file.write(original))
+    keep_file(path, (data.raw / data.name / path.name).read_bytes())

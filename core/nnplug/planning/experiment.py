@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import json
 import os
 import shutil
 import tempfile
@@ -22,14 +21,14 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
-from nnplug.datasets import read_plans
+from nnplug.datasets import environment, holds_plans, read_plans
 from nnplug.errors import NnplugError
-from nnplug.files.atomic_file import replace_file
+from nnplug.files.atomic_file import keep_file
+from nnplug.files.disk import telling_when_full
 from nnplug.files.json_files import write_json
 from nnplug.planning.classes import find_class, list_classes, with_owners
-from nnplug.planning.data import PlanningData, environment, write_dataset_json
+from nnplug.planning.data import PlanningData, write_dataset_json
 from nnplug.planning.data_record import FINGERPRINT
-from nnplug.planning.disk import telling_when_full
 
 
 @dataclass(frozen=True)
@@ -115,15 +114,8 @@ def _copy_inputs(data: PlanningData, draft: Path) -> None:
     shutil.copyfile(data.folder / FINGERPRINT, draft / FINGERPRINT)
     for path in data.folder.glob("*.json"):
         # configurations that a user has added to plans are kept
-        if path.name == "splits_final.json" or _holds_plans(path):
+        if path.name == "splits_final.json" or holds_plans(path):
             shutil.copyfile(path, draft / path.name)
-
-
-def _holds_plans(path: Path) -> bool:
-    with contextlib.suppress(ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return isinstance(content, dict) and "configurations" in content
-    return False
 
 
 def _move_results(draft: Path, data: PlanningData, plans_name: str) -> None:
@@ -131,12 +123,7 @@ def _move_results(draft: Path, data: PlanningData, plans_name: str) -> None:
     write_dataset_json(data)
     for name in ("splits_final.json", f"{plans_name}.json"):
         if (draft / name).is_file():
-            _replace_if_other(data.folder / name, (draft / name).read_bytes())
-
-
-def _replace_if_other(path: Path, content: bytes) -> None:
-    if not path.is_file() or path.read_bytes() != content:
-        replace_file(path, lambda file: file.write(content))
+            keep_file(data.folder / name, (draft / name).read_bytes())
 
 
 def describe_plans(data: PlanningData, plans_name: str) -> list[str]:

@@ -23,17 +23,18 @@ from batchgenerators.utilities.file_and_folder_operations import save_json
 from filelock import FileLock
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
+from nnplug.datasets import environment
 from nnplug.errors import NnplugError
+from nnplug.files.disk import flush_to_disk, telling_when_full
 from nnplug.inventory.case_check import CheckSettings, byte_problems, image_problems, label_problems
 from nnplug.inventory.checking import check_cases, settings_of
 from nnplug.inventory.loading import CaseFiles
-from nnplug.inventory.problems import Problem, count, raise_problems
 from nnplug.planning.classes import find_class
-from nnplug.planning.data import PlanningData, environment, write_dataset_json
+from nnplug.planning.data import PlanningData, write_dataset_json
 from nnplug.planning.data_record import FINGERPRINT, file_states, nnunet_version, set_aside_splits, write_record
-from nnplug.planning.disk import flush_to_disk, telling_when_full
 from nnplug.planning.samples import Samples, keep_for_samples
 from nnplug.planning.shards import WHOLE, Shard
+from nnplug.problems import Problem, count, raise_problems
 from nnplug.processes.case_pool import CaseFailure, Pool
 
 _CASES_FOLDER = ".nnplug_fingerprint"

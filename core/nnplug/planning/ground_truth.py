@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nnplug.files.disk import telling_when_full
 from nnplug.planning.data import PlanningData
-from nnplug.planning.disk import telling_when_full
 
 
 def write_ground_truth(data: PlanningData, cases: Iterable[str], reader: type[Any]) -> None:

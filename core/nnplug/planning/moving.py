@@ -12,14 +12,15 @@ from typing import Any
 from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
+from nnplug.datasets import environment
 from nnplug.errors import NnplugError
 from nnplug.files.json_files import write_json
-from nnplug.inventory.problems import count
-from nnplug.planning.data import PlanningData, environment, write_dataset_json
+from nnplug.planning.data import PlanningData, write_dataset_json
 from nnplug.planning.data_record import FINGERPRINT
 from nnplug.planning.plans_file import PlansFile
 from nnplug.planning.plans_writing import check_data_folder, check_models, plans_lock, refuse_taken
 from nnplug.planning.settings import check_name
+from nnplug.problems import count
 
 
 def move_plans(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from nnplug.datasets import read_plans
 from nnplug.errors import NnplugError
-from nnplug.inventory.problems import count, shortened
 from nnplug.planning.data import PlanningData
 from nnplug.planning.data_record import check_unchanged
 from nnplug.planning.experiment import PlannerSettings, describe_plans, plan_experiment
@@ -16,6 +15,7 @@ from nnplug.planning.plans_file import PlansFile, trained_with
 from nnplug.planning.plans_writing import check_data_folder
 from nnplug.planning.preprocessing import preprocess
 from nnplug.planning.shards import WHOLE, Shard
+from nnplug.problems import count, shortened
 from nnplug.processes.case_pool import Pool, choose_num_processes
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")

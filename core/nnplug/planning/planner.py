@@ -20,10 +20,10 @@ import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
+from nnplug.datasets import channel_names, environment
 from nnplug.errors import NnplugError
 from nnplug.files.json_files import as_plain_json
 from nnplug.planning.classes import find_class
-from nnplug.planning.data import environment
 from nnplug.planning.data_record import FINGERPRINT
 
 Size = tuple[int, ...]
@@ -121,14 +121,14 @@ def limited_batch(planner: ExperimentPlanner, settings: Mapping[str, Any], batch
 
 
 def plan_network(
-    planner: ExperimentPlanner, base: Mapping[str, Any], target_gb: float | None, num_voxels: float
+    planner: ExperimentPlanner, base: Mapping[str, Any], target_gb: float, num_voxels: float
 ) -> dict[str, Any]:
     """What the planner chooses for a spacing: patch, batch and network.
 
     Args:
         planner: of the plans.
         base: a configuration with the spacing and the median image size that it is for.
-        target_gb: memory in gigabytes; None takes the planner's own.
+        target_gb: memory in gigabytes.
         num_voxels: of all cases together.
 
     Returns:
@@ -140,7 +140,7 @@ def plan_network(
     """
     _check_own_network(planner, base)
     before = planner.UNet_vram_target_GB
-    planner.UNet_vram_target_GB = before if target_gb is None else target_gb
+    planner.UNet_vram_target_GB = target_gb
     try:
         with torch.device("meta"):
             chosen = planner.get_plans_for_configuration(
@@ -202,7 +202,7 @@ def _check_own_network(planner: ExperimentPlanner, base: Mapping[str, Any]) -> N
 
 
 def _num_channels(planner: ExperimentPlanner) -> int:
-    return len(planner.dataset_json.get("channel_names") or planner.dataset_json["modality"])
+    return len(channel_names(planner.dataset_json))
 
 
 def _reference(planner: ExperimentPlanner, dims: int) -> tuple[float, int]:

@@ -11,7 +11,15 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnplug.datasets import DatasetId, check_configuration, environment_folder, find_dataset, read_json, read_plans
+from nnplug.datasets import (
+    DatasetId,
+    channel_names,
+    check_configuration,
+    environment_folder,
+    find_dataset,
+    read_json,
+    read_plans,
+)
 from nnplug.errors import NnplugError
 from nnplug.planning.planner import estimated_gb, planner_of
 
@@ -38,8 +46,7 @@ class PlansFile:
 
     @property
     def channel_names(self) -> list[str]:
-        channels = self.dataset_json.get("channel_names") or self.dataset_json["modality"]
-        return [str(channels[key]) for key in sorted(channels, key=int)]
+        return channel_names(self.dataset_json)
 
     def configuration(self, name: str) -> dict[str, Any]:
         """The settings of a configuration with what it inherits.

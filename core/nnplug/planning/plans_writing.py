@@ -11,16 +11,16 @@ from typing import Any
 
 from filelock import FileLock
 
-from nnplug.datasets import read_json, read_plans
+from nnplug.datasets import holds_plans, read_json, read_plans
 from nnplug.errors import NnplugError
 from nnplug.files.atomic_file import write_error
 from nnplug.files.json_files import as_plain_json, write_json
-from nnplug.inventory.problems import shortened
 from nnplug.planning.classes import with_owners
 from nnplug.planning.derivation import Derivation
 from nnplug.planning.plans_file import PlansFile, trained_with
 from nnplug.planning.preprocessing import preprocessing_key
 from nnplug.planning.settings import check_name
+from nnplug.problems import shortened
 
 _NEW_PLANS = "Give --new-plans NAME with a name that is not taken."
 _OF_PLANNERS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
@@ -206,9 +206,9 @@ def _users_of(target: PlansFile, identifier: str) -> dict[tuple[Path, str], str]
     """The configurations of all plans that take these cases, and how they are made."""
     users = {}
     for path in sorted(target.folder.glob("*.json")):
-        plans = read_json(path, "The plans file")
-        if not isinstance(plans, dict) or "configurations" not in plans:
+        if not holds_plans(path):
             continue
+        plans = read_json(path, "The plans file")
         file = replace(target, name=path.stem, plans=plans)
         for one in plans["configurations"]:
             if file.configuration(one)["data_identifier"] == identifier:

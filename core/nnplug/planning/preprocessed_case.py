@@ -15,11 +15,11 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnplug.datasets import check_configuration, read_json, read_plans
+from nnplug.datasets import channel_names, check_configuration, read_json, read_plans
 from nnplug.errors import NnplugError
 from nnplug.image_headers import reason
 from nnplug.inventory.overview import draw_case
-from nnplug.inventory.problems import count, shortened
+from nnplug.problems import count, shortened
 
 PICTURE_SIDE = 320
 #: What nnU-Net writes into the label outside of the image's foreground.
@@ -125,7 +125,7 @@ def describe_case(case: PreprocessedCase) -> dict[str, Any]:
     share of all. ``crop_box``: first and last voxel + 1 by axis, in the image before preprocessing.
     """
     manager = case.plans.get_configuration(case.configuration)
-    names = _channel_names(case)
+    names = channel_names(case.dataset_json)
     channels = [
         {
             "name": names[index],
@@ -159,11 +159,6 @@ def describe_case(case: PreprocessedCase) -> dict[str, Any]:
     }
 
 
-def _channel_names(case: PreprocessedCase) -> list[str]:
-    names = case.dataset_json.get("channel_names") or case.dataset_json["modality"]
-    return [str(names[str(index)]) for index in range(len(case.image))]
-
-
 def _integers(values: Sequence[Any]) -> list[int]:
     return [int(value) for value in values]
 
@@ -194,7 +189,7 @@ def draw(case: PreprocessedCase) -> dict[str, np.ndarray]:
     label = np.where(case.label == ignored, 0, case.label) if ignored is not None else case.label
     is_2d = len(case.plans.get_configuration(case.configuration).patch_size) == 2
     pictures = {}
-    for name, voxels in zip(_channel_names(case), case.image, strict=True):
+    for name, voxels in zip(channel_names(case.dataset_json), case.image, strict=True):
         for axis in range(1 if is_2d else 3):
             spacing = [case.spacing_mm[other] for other in range(3) if other != axis]
             pictures[f"{name}, across axis {axis}"] = draw_case(

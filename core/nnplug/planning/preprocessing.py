@@ -25,17 +25,17 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnplug.datasets import read_json, read_plans
 from nnplug.errors import NnplugError
+from nnplug.files.disk import flush_to_disk, telling_when_full
 from nnplug.files.folder_use import FolderUse
 from nnplug.files.json_files import as_plain_json
 from nnplug.inventory.loading import CaseFiles
-from nnplug.inventory.problems import Problem, count, raise_problems
 from nnplug.inventory.readers import choose_reader
 from nnplug.planning.classes import find_preprocessor, plugin_of_preprocessor
 from nnplug.planning.data import PlanningData, write_dataset_json
 from nnplug.planning.data_record import file_states, nnunet_version
-from nnplug.planning.disk import flush_to_disk, telling_when_full
 from nnplug.planning.ground_truth import write_ground_truth
 from nnplug.planning.shards import WHOLE, Shard
+from nnplug.problems import Problem, count, raise_problems
 from nnplug.processes.case_pool import Pool
 
 _UNFINISHED = ".unfinished"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnplug.errors import NnplugError
-from nnplug.inventory.problems import Problem, shortened
+from nnplug.problems import Problem, shortened
 
 
 def check_splits(

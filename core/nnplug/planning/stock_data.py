@@ -10,10 +10,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnplug.datasets import read_plans
 from nnplug.errors import NnplugError
 from nnplug.files.json_files import as_plain_json, read_json
-from nnplug.inventory.problems import count, shortened
 from nnplug.planning.data import PlanningData
 from nnplug.planning.data_record import FINGERPRINT, file_states, is_of_stock
 from nnplug.planning.preprocessing import is_own
+from nnplug.problems import count, shortened
 
 _COMPARED = ("labels", "channel_names", "regions_class_order", "file_ending")
 

@@ -22,10 +22,11 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 
 from nnplug.composition.resolved import ResolvedConfig
 from nnplug.config import TrainerConfig
+from nnplug.datasets import environment
 from nnplug.discovery import registry
 from nnplug.errors import NnplugError
+from nnplug.networks.costs import costs_of
 from nnplug.networks.network import PatchRefusedError
-from nnplug.planning.data import environment
 from nnplug.planning.derivation import (
     Derivation,
     check_patch,
@@ -44,7 +45,6 @@ from nnplug.planning.planner import (
     planner_of,
 )
 from nnplug.planning.plans_file import PlansFile
-from nnplug.testing.costs import costs_of
 from nnplug.training.trainer import build_trainer_class
 
 _MOST_ATTEMPTS = 12

@@ -17,9 +17,9 @@ import numpy as np
 from nnplug.errors import NnplugError
 from nnplug.files.json_files import keep_json
 from nnplug.files.safe_pickle import read_pickle
-from nnplug.inventory.problems import Problem, raise_problems
 from nnplug.models.descriptions import Descriptions, find_description, read_descriptions
 from nnplug.prediction.postprocessing import move_all
+from nnplug.problems import Problem, raise_problems
 from nnplug.processes.case_pool import Pool, choose_num_processes
 
 # the last two come from numpy's reading of the header

@@ -12,8 +12,8 @@ from nnplug.errors import NnplugError
 from nnplug.files.json_files import keep_json
 from nnplug.files.safe_pickle import read_pickle
 from nnplug.image_headers import UnreadableImageError, read_header
-from nnplug.inventory.problems import Problem, raise_problems
 from nnplug.models.descriptions import find_description, read_descriptions
+from nnplug.problems import Problem, raise_problems
 from nnplug.processes.case_pool import Pool, choose_num_processes
 
 _MODULE = "nnunetv2.postprocessing.remove_connected_components"

@@ -20,6 +20,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnplug.errors import NnplugError
+from nnplug.files.disk import flush_to_disk
 from nnplug.image_headers import decompressed_length, reason
 from nnplug.planning.classes import find_preprocessor
 
@@ -110,7 +111,7 @@ class CarefulReaderWriter(BaseReaderWriter):
         try:
             folder.mkdir(exist_ok=True)
             self._inner.write_seg(seg, str(folder / target.name), properties)
-            _sync(folder / target.name)
+            flush_to_disk(folder / target.name)
             # files beside the image (the spacing of a TIFF) come first: an image that is there is complete
             for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):
                 os.replace(path, target.with_name(path.name))
@@ -120,8 +121,3 @@ class CarefulReaderWriter(BaseReaderWriter):
                 f"{target} could not be written: {reason(error)}. See to the folder (space, permissions) and use "
                 "--continue_prediction."
             ) from error
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

@@ -18,7 +18,7 @@ from multiprocessing import context, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from nnplug.training.interrupts import SIGNALS
+from nnplug.processes.interrupts import SIGNALS
 
 
 class _Worker(BaseProcess):

@@ -16,7 +16,7 @@ _LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9._+!-]*
 
 
 def requirements_text(model: ModelFolder) -> str:
-    """For ``pip install -r``: the distributions of the trainer's plugins; only nnU-Net for a model of stock nnU-Net."""
+    """For ``pip install -r``: the distributions of the trainer's plugins; none for a model of stock nnU-Net."""
     manifest = Manifest.read(model.path)
     distributions: Mapping[str, str] = manifest.distributions if manifest else {}
     lines = [

@@ -18,9 +18,9 @@ from torch import nn
 
 from nnplug.networks import network as networks
 from nnplug.networks.network import PatchRefusedError, Size, set_deep_supervision
-from nnplug.networks.replica import forked_random_state, replica_of
+from nnplug.networks.replica import forked_random_state, is_about_meta, replica_of
 from nnplug.testing.outcomes import CheckFailed
-from nnplug.testing.subject import Subject, as_list, is_about_meta, probe
+from nnplug.testing.subject import Subject, as_list, probe
 
 #: bfloat16 keeps 8 bits of a number, and errors add up over the layers.
 AUTOCAST_TOLERANCE = 0.2

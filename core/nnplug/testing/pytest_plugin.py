@@ -1,4 +1,4 @@
-"""What pytest has to know of the checks; loaded in every pytest run beside nnplug, so it imports nothing."""
+"""What pytest has to know of the checks; loaded in every pytest run, so without torch and nnU-Net."""
 
 from __future__ import annotations
 

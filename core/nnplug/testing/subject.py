@@ -200,11 +200,6 @@ def probe(outputs: list[torch.Tensor]) -> torch.Tensor:
     ).sum()
 
 
-def is_about_meta(error: Exception) -> bool:
-    """Whether a network failed because it looks at values, which tensors without data do not have."""
-    return "meta" in str(error).lower() or isinstance(error, NotImplementedError)
-
-
 def location(code: Any) -> str | None:
     """File and line where something is defined."""
     code = code if inspect.isfunction(code) or inspect.isclass(code) else type(code)

@@ -11,11 +11,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnplug.datasets import read_splits
 from nnplug.errors import NnplugError
-from nnplug.inventory.problems import count, shortened
 from nnplug.planning.data import find_raw_data
 from nnplug.planning.data_record import check_unchanged
 from nnplug.planning.split_checks import cases_in_no_fold
 from nnplug.planning.splits import HELD_OUT_NAME, read_names
+from nnplug.problems import count, shortened
 
 
 def describe_data(folder: Path, plans: Mapping[str, Any], configuration: str, all_data: bool) -> list[str]:

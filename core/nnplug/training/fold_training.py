@@ -23,10 +23,11 @@ from nnplug.errors import NnplugError
 from nnplug.hookspecs import VALIDATION_START, call_lifecycle, listening, tell_listeners
 from nnplug.models.checkpoint import find_resumable, load
 from nnplug.models.results import fold_result
+from nnplug.processes import interrupts
+from nnplug.processes.interrupts import TrainingInterrupted
 from nnplug.processes.spawned_workers import keep_signals_from_workers
-from nnplug.training import fold_folder, interrupts
+from nnplug.training import fold_folder
 from nnplug.training.checkpointing import BEST, FINAL, LATEST, PREVIOUS
-from nnplug.training.interrupts import TrainingInterrupted
 from nnplug.training.trainer import build_trainer_class
 
 
@@ -129,7 +130,7 @@ def _run(job: FoldJob) -> None:
     is_told = job.mode != "validate" and trainer.local_rank == 0
     if not finished:
         trainer.run_training()
-    if job.validate_best:
+    if job.validate_best and job.mode != "validate":
         if trainer.is_ddp:
             dist.barrier()  # the first process may still be writing it
         trainer.load_checkpoint(str(job.fold_folder / BEST))

@@ -105,7 +105,6 @@ class Augmenter(NonDetMultiThreadedAugmenter):
             index=index,
             seed=self.seeds[index],
             data_loader=self.generator,
-            transform=self.transform,
             batches=self._queue,
             abort=self.abort_event,
             pause=self.pause_event,

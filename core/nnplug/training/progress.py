@@ -17,10 +17,6 @@ from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.text import Text
 
-from nnplug.training.progress_plot import ThrottledPlot
-
-__all__ = ["ThrottledPlot", "TrainingProgress", "duration_text"]
-
 MIN_SECONDS_BETWEEN_DRAWINGS = 0.5
 MAX_SECONDS_BETWEEN_DRAWINGS = 2.0
 SHARE_OF_DRAWING = 0.001

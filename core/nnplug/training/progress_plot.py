@@ -31,7 +31,6 @@ class ThrottledPlot:
 
     Args:
         output_folder: folder of the fold; the picture is replaced in one step.
-        max_share: share of the elapsed time that plotting may take.
         clock: seconds, monotonic.
     """
 
@@ -39,12 +38,10 @@ class ThrottledPlot:
         self,
         output_folder: Path | str,
         *,
-        max_share: float = MAX_SHARE_OF_PLOTTING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = Path(output_folder) / "progress.png"
         self.error: str | None = None
-        self._max_share = max_share
         self._clock = clock
         self._began = clock()
         self._spent = 0.0
@@ -59,7 +56,7 @@ class ThrottledPlot:
         """
         if self._thread is not None and self._thread.is_alive():
             return False
-        if self._spent + self._expected > self._max_share * (self._clock() - self._began):
+        if self._spent + self._expected > MAX_SHARE_OF_PLOTTING * (self._clock() - self._began):
             return False
         self._start(logging)
         return True

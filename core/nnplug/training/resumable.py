@@ -26,10 +26,12 @@ from nnplug.files.atomic_file import keep_file
 from nnplug.hookspecs import EpochMetrics, call_lifecycle
 from nnplug.models import model_folder
 from nnplug.planning.classes import OWNERS
-from nnplug.training import fold_folder, interrupts
+from nnplug.processes import interrupts
+from nnplug.training import fold_folder
 from nnplug.training.checkpointing import BEST, FINAL, LATEST, PREVIOUS, CheckpointingTrainer, overrides
 from nnplug.training.loaders import WorkerDiedError
-from nnplug.training.progress import ThrottledPlot, TrainingProgress
+from nnplug.training.progress import TrainingProgress
+from nnplug.training.progress_plot import ThrottledPlot
 
 #: ``checkpoint_latest.pth`` is written at the end of an epoch when this many seconds have passed since the last.
 SECONDS_BETWEEN_CHECKPOINTS = 300
@@ -161,7 +163,7 @@ class ResumableTrainer(CheckpointingTrainer):
         self._is_quiet = False
         if self.local_rank == 0:
             Path(self.output_folder, PREVIOUS).unlink(missing_ok=True)
-            self._plot.finish(self.logger.get_checkpoint())
+            self._finish_plot()
 
     def plot_network_architecture(self) -> None:
         """Parameters, multiply-adds and memory into the log, and ``network_architecture.pdf``.
@@ -313,7 +315,7 @@ class ResumableTrainer(CheckpointingTrainer):
                 self._write(Path(self.output_folder, LATEST), self._checkpoint(in_epoch=True))
                 self._writer.flush()
                 self._announce_saved()
-            self._plot.finish(self.logger.get_checkpoint())
+            self._finish_plot()
             result = {"status": "interrupted", "epoch": epoch, "step": step}
             call_lifecycle("train_end", run=self.describe_run(), result=result)
         self._is_quiet = True
@@ -324,6 +326,11 @@ class ResumableTrainer(CheckpointingTrainer):
         )
 
     # --- logs
+
+    def _finish_plot(self) -> None:
+        self._plot.finish(self.logger.get_checkpoint())
+        if self._plot.error is not None:
+            self.print_to_log_file(f"{self._plot.path.name} could not be drawn: {self._plot.error}")
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """To nnU-Net's dated log and to ``training_log.txt``; to the console while no progress is shown there."""

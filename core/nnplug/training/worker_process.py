@@ -35,7 +35,6 @@ class WorkerTask:
         index: number of the worker.
         seed: of numpy, torch and random; None takes one from the system.
         data_loader: an iterator without an end; with a ``_data.load_case`` (nnU-Net's) the current case is known.
-        transform: called with each batch's entries, or None.
         batches: queue to the training process.
         abort: set to end all workers, by either side.
         pause: set while the queue is emptied.
@@ -47,7 +46,6 @@ class WorkerTask:
     index: int
     seed: int | None
     data_loader: Any
-    transform: Any
     batches: Queue[Any]
     abort: Event
     pause: Event
@@ -83,8 +81,6 @@ def _produce(task: WorkerTask, parent: int) -> None:
             continue
         if batch is None:
             batch = next(task.data_loader)
-            if task.transform is not None:
-                batch = task.transform(**batch)
         if task.abort.is_set():
             return
         with contextlib.suppress(Full):
