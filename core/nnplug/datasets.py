@@ -14,6 +14,7 @@ from typing import Any
 
 from nnplug.composition.checks import did_you_mean
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import read_required_json
 
 PURPOSES = {
     "nnUNet_raw": "raw data sets",
@@ -133,22 +134,6 @@ def as_values(label: Any) -> list[Any]:
     return label if isinstance(label, list) else [label]
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        NnplugError: it is missing or no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NnplugError(f"{what} {path} is missing.") from None
-    except OSError as error:
-        raise NnplugError(f"{what} {path} can not be read: {error.strerror}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise NnplugError(f"{what} {path} is no valid JSON ({error}).") from None
-
-
 def read_plans(folder: Path, plans_name: str) -> dict[str, Any]:
     """The plans ``plans_name`` of a preprocessed data set.
 
@@ -160,7 +145,7 @@ def read_plans(folder: Path, plans_name: str) -> dict[str, Any]:
         others = sorted(p.stem for p in folder.glob("*.json") if holds_plans(p))
         have = f"it has {', '.join(others)}" if others else "it has none; run nnUNetv2_plan_and_preprocess"
         raise NnplugError(f"No plans '{plans_name}' in {folder}; {have}. Choose with -p.")
-    return read_json(path, "The plans file")
+    return read_required_json(path, "The plans file")
 
 
 def check_configuration(plans: Mapping[str, Any], configuration: str, remark: str = "") -> None:
@@ -185,4 +170,4 @@ def holds_plans(path: Path) -> bool:
 def read_splits(folder: Path) -> list[dict[str, list[str]]] | None:
     """The cross-validation splits of a preprocessed data set, or None where nnU-Net has not made them yet."""
     path = folder / "splits_final.json"
-    return read_json(path, "The splits file") if path.exists() else None
+    return read_required_json(path, "The splits file") if path.exists() else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from nnplug.datasets import channel_names, dataset_id, foreground_names, read_json, read_plans
+from nnplug.datasets import channel_names, dataset_id, foreground_names, read_plans
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import read_required_json
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 
@@ -52,4 +53,4 @@ def test_plans_that_are_not_there(tmp_path: Path) -> None:
 
 def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(NnplugError, match=f"The plans file {tmp_path} can not be read: Is a directory"):
-        read_json(tmp_path, "The plans file")
+        read_required_json(tmp_path, "The plans file")

@@ -103,11 +103,11 @@ def run_check(args: argparse.Namespace) -> int:
 
     [data] = choose_data(args)
     module = import_quickly("nnplug.planning.splits")
-    from nnplug.datasets import read_json
+    from nnplug.files.json_files import read_required_json
 
     cases = list(data.inventory.cases)
     path = args.splits or data.folder / module.FILE_NAME
-    content = read_json(path, "The splits file")
+    content = read_required_json(path, "The splits file")
     groups = module.read_groups(args.group, cases, "--group") if args.group is not None else None
     beside = data.folder / module.HELD_OUT_NAME
     file = args.held_out or (beside if beside.is_file() else None)

@@ -21,8 +21,8 @@ from nnplug.conversion.reading import Image, read_image
 from nnplug.conversion.running import Case, Conversion, Outcome, run
 from nnplug.conversion.target import check_description, raw_target, task_name, write_description
 from nnplug.conversion.writing import Output, write_voxels
-from nnplug.datasets import read_json
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import read_required_json
 from nnplug.inventory import rules
 from nnplug.inventory.case_check import CheckSettings, byte_problems, check_headers, label_problems
 from nnplug.inventory.loading import CaseFiles
@@ -92,7 +92,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     missing = [name for name in ("imagesTr", "labelsTr") if not (folder / name).is_dir()]
     if missing:
         raise NnplugError(f"{folder} has no folder {' and no folder '.join(missing)}. Give the folder TaskXX_NAME.")
-    content = read_json(folder / "dataset.json", "The description")
+    content = read_required_json(folder / "dataset.json", "The description")
     if not isinstance(content, dict) or not {"modality", "channel_names"} & set(content) or "labels" not in content:
         raise NnplugError(f"{folder / 'dataset.json'} has no modality or no labels: this is no task folder.")
     return content

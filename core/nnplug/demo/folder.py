@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nnplug.datasets import environment, read_json
+from nnplug.datasets import environment
 from nnplug.errors import NnplugError
-from nnplug.files.json_files import write_json
+from nnplug.files.json_files import read_required_json, write_json
 
 STATE = "demo.json"
 NUM_PROCESSES = 2
@@ -51,7 +51,7 @@ class DemoFolder:
             state: dict[str, Any] = {"dataset": self.dataset, "source": source, "finished": {}}
             write_json(record, state)
             return state
-        state = read_json(record, "The demo's record")
+        state = read_required_json(record, "The demo's record")
         if state["dataset"] != self.dataset:
             raise NnplugError(f"{self.shown} holds a demo with {state['dataset']}. Name another folder with -o.")
         if state["source"] != source:

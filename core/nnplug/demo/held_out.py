@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnplug.datasets import read_json
+from nnplug.files.json_files import read_required_json
 
 MAX_CASES = 6
 
@@ -45,7 +45,7 @@ def _validation_cases(raw: Path, preprocessed: Path, dataset_json: dict[str, Any
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     files = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
-    names = read_json(preprocessed / "splits_final.json", "The splits file")[fold]["val"]
+    names = read_required_json(preprocessed / "splits_final.json", "The splits file")[fold]["val"]
     return [HeldOutCase(n, tuple(map(Path, files[n]["images"])), Path(files[n]["label"])) for n in names]
 
 

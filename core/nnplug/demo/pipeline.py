@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnplug.datasets import dataset_id, read_json
+from nnplug.datasets import dataset_id
 from nnplug.demo import images
 from nnplug.demo.folder import NUM_PROCESSES, DemoFolder, check_raw_dataset
 from nnplug.demo.held_out import HeldOutCase, choose_held_out, link_images
 from nnplug.demo.networks import count_parameters, smallest_network
 from nnplug.demo.report import draw_picture, mean_dice, table_text
 from nnplug.discovery.registry import get_registry
-from nnplug.files.json_files import write_json
+from nnplug.files.json_files import read_required_json, write_json
 
 PLANS = "nnUNetPlans"
 FOLD = 0
@@ -122,11 +122,11 @@ class Demo:
 
     @property
     def plans(self) -> dict[str, Any]:
-        return read_json(self.folder.preprocessed / f"{PLANS}.json", "The plans file")
+        return read_required_json(self.folder.preprocessed / f"{PLANS}.json", "The plans file")
 
     @property
     def dataset_json(self) -> dict[str, Any]:
-        return read_json(self.folder.raw / "dataset.json", "The data set file")
+        return read_required_json(self.folder.raw / "dataset.json", "The data set file")
 
     @property
     def configuration(self) -> str:
@@ -317,14 +317,14 @@ class Demo:
         from nnplug.history import read_history
 
         model = self.model_folder(trainer)
-        summary = read_json(model / f"fold_{FOLD}" / "validation" / "summary.json", "The validation's summary")
+        summary = read_required_json(model / f"fold_{FOLD}" / "validation" / "summary.json", "The validation's summary")
         return {
             "label": trainer.label,
             "trainer": trainer.name,
             "dice": mean_dice(model, self.predictions(trainer), cases),
             "validation_dice": summary["foreground_mean"]["Dice"],
             "num_parameters": count_parameters(
-                read_json(model / "plans.json", "The plans file"), self.configuration, self.dataset_json
+                read_required_json(model / "plans.json", "The plans file"), self.configuration, self.dataset_json
             ),
             "training_seconds": round(sum(epoch["epoch_seconds"] for epoch in read_history(model / f"fold_{FOLD}")), 1),
             "model_path": str(model),

@@ -53,6 +53,22 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content
 
 
+def read_required_json(path: Path, what: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        NnplugError: it is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NnplugError(f"{what} {path} is missing.") from None
+    except OSError as error:
+        raise NnplugError(f"{what} {path} can not be read: {error.strerror}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise NnplugError(f"{what} {path} is no valid JSON ({error}).") from None
+
+
 def as_plain_json(value: Any, nan_as_null: bool = False) -> Any:
     """``value`` as it comes back from a JSON file: lists for tuples, text keys, numbers for numpy's."""
     if isinstance(value, Mapping):

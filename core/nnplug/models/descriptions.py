@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnplug.datasets import read_json
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import read_required_json
 from nnplug.models.trained_models import check_keys
 
 
@@ -50,7 +50,7 @@ def read_descriptions(dataset_json: Path, plans: Path | None) -> Descriptions:
     Raises:
         NnplugError: one is missing, damaged or not complete; nnU-Net has no reader for the file ending.
     """
-    description = read_json(dataset_json, "The data set's description")
+    description = read_required_json(dataset_json, "The data set's description")
     check_keys(dataset_json, description, "labels", "file_ending")
     if plans is None:
         from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
@@ -63,7 +63,7 @@ def read_descriptions(dataset_json: Path, plans: Path | None) -> Descriptions:
         except RuntimeError:
             raise NnplugError(f"{dataset_json}: nnU-Net reads no '{description['file_ending']}' files.") from None
         return Descriptions(description, {"image_reader_writer": reader.__name__, "label_manager": "LabelManager"})
-    content = read_json(plans, "The plans file")
+    content = read_required_json(plans, "The plans file")
     check_keys(plans, content, "image_reader_writer")
     return Descriptions(description, content)
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnplug.datasets import dataset_id, read_json
+from nnplug.datasets import dataset_id
+from nnplug.files.json_files import read_required_json
 
 STOCK = "nnUNetv2_predict"
 DEFAULT_CHECKPOINT = "checkpoint_final.pth"
@@ -39,7 +40,7 @@ def fold_result(
     path = fold_folder / "validation" / "summary.json"
     # nnU-Net's benchmark trainers skip the validation
     nothing: dict[str, Any] = {"foreground_mean": {}, "mean": {}}
-    summary = read_json(path, "The validation's summary") if path.exists() else nothing
+    summary = read_required_json(path, "The validation's summary") if path.exists() else nothing
     name = fold_folder.name.removeprefix("fold_")
     fold = int(name) if name.isdigit() else name
     result = {

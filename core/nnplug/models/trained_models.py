@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nnplug.composition.checks import did_you_mean
-from nnplug.datasets import channel_names, nearest_dataset, read_json
+from nnplug.datasets import channel_names, nearest_dataset
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import read_required_json
 
 Fold = int | str
 _DATASET = re.compile(r"Dataset(\d{3,})_.+")
@@ -78,8 +79,8 @@ def read_model_folder(path: Path) -> ModelFolder:
         raise NnplugError(f"{path} is no model folder: it has no {' and no '.join(missing)}.")
     model = ModelFolder(
         path,
-        read_json(path / "plans.json", "The plans file"),
-        read_json(path / "dataset.json", "The data set's description"),
+        read_required_json(path / "plans.json", "The plans file"),
+        read_required_json(path / "dataset.json", "The data set's description"),
     )
     check_keys(path / "plans.json", model.plans, "configurations", "image_reader_writer")
     check_keys(path / "dataset.json", model.dataset_json, "labels", "file_ending")

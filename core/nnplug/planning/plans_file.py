@@ -17,10 +17,10 @@ from nnplug.datasets import (
     check_configuration,
     environment_folder,
     find_dataset,
-    read_json,
     read_plans,
 )
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import read_required_json
 from nnplug.planning.planner import estimated_gb, planner_of
 
 
@@ -72,7 +72,7 @@ def open_plans(dataset: DatasetId, plans_name: str = "nnUNetPlans") -> PlansFile
     name = find_dataset(dataset)
     folder = environment_folder("nnUNet_preprocessed") / name
     plans = read_plans(folder, plans_name)
-    return PlansFile(folder, plans_name, plans, read_json(folder / "dataset.json", "The data set file"))
+    return PlansFile(folder, plans_name, plans, read_required_json(folder / "dataset.json", "The data set file"))
 
 
 def describe_configuration(file: PlansFile, name: str) -> dict[str, Any]:

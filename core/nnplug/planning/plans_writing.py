@@ -11,10 +11,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from nnplug.datasets import holds_plans, read_json, read_plans
+from nnplug.datasets import holds_plans, read_plans
 from nnplug.errors import NnplugError
 from nnplug.files.atomic_file import write_error
-from nnplug.files.json_files import as_plain_json, write_json
+from nnplug.files.json_files import as_plain_json, read_required_json, write_json
 from nnplug.planning.classes import with_owners
 from nnplug.planning.derivation import Derivation
 from nnplug.planning.plans_file import PlansFile, trained_with
@@ -208,7 +208,7 @@ def _users_of(target: PlansFile, identifier: str) -> dict[tuple[Path, str], str]
     for path in sorted(target.folder.glob("*.json")):
         if not holds_plans(path):
             continue
-        plans = read_json(path, "The plans file")
+        plans = read_required_json(path, "The plans file")
         file = replace(target, name=path.stem, plans=plans)
         for one in plans["configurations"]:
             if file.configuration(one)["data_identifier"] == identifier:

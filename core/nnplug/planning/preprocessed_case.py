@@ -15,8 +15,9 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnplug.datasets import channel_names, check_configuration, read_json, read_plans
+from nnplug.datasets import channel_names, check_configuration, read_plans
 from nnplug.errors import NnplugError
+from nnplug.files.json_files import read_required_json
 from nnplug.image_headers import reason
 from nnplug.inventory.overview import draw_case
 from nnplug.problems import count, shortened
@@ -99,7 +100,7 @@ def open_case(data_folder: Path, name: str, plans_name: str, configuration: str 
             f"{folder / name} can not be read: {reason(error)}. Make it anew: nnplug preprocess -d "
             f"{data_folder.name} -plans_name {plans_name} -c {chosen} --clean"
         ) from error
-    dataset_json = read_json(data_folder / "dataset.json", "The data set's description")
+    dataset_json = read_required_json(data_folder / "dataset.json", "The data set's description")
     return PreprocessedCase(name, folder, plans, chosen, dataset_json, image, label, properties)
 
 

@@ -23,11 +23,11 @@ from typing import Any
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnplug.datasets import read_json, read_plans
+from nnplug.datasets import read_plans
 from nnplug.errors import NnplugError
 from nnplug.files.disk import flush_to_disk, telling_when_full
 from nnplug.files.folder_use import FolderUse
-from nnplug.files.json_files import as_plain_json
+from nnplug.files.json_files import as_plain_json, read_required_json
 from nnplug.inventory.loading import CaseFiles
 from nnplug.inventory.readers import choose_reader
 from nnplug.planning.classes import find_preprocessor, plugin_of_preprocessor
@@ -157,7 +157,7 @@ def check_made_for(folder: Path, plans: Mapping[str, Any], configuration: str) -
     record = next((cases / _DONE).glob("*"), None)
     if record is None:
         return
-    dataset_json = read_json(folder / "dataset.json", "The data set file")
+    dataset_json = read_required_json(folder / "dataset.json", "The data set file")
     if _read(record)["key"][0] != preprocessing_key(plans, configuration, dataset_json):
         name = plans["plans_name"]
         raise NnplugError(

@@ -12,11 +12,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnplug.composition.resolved import ResolvedConfig
 from nnplug.config import TrainerConfig
-from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_json, read_plans, read_splits
+from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_plans, read_splits
 from nnplug.devices import choose_training_device
 from nnplug.discovery.registry import get_registry
 from nnplug.errors import NnplugError
 from nnplug.files.folder_use import FolderUse
+from nnplug.files.json_files import read_required_json
 from nnplug.networks.network import configure_plans
 from nnplug.planning.preprocessing import check_made_for
 from nnplug.training.data_remarks import describe_data
@@ -94,7 +95,7 @@ def train(
     name = find_dataset(dataset)
     folder = environment_folder("nnUNet_preprocessed") / name
     plans_json = read_plans(folder, plans)
-    dataset_json = read_json(folder / "dataset.json", "The data set file")
+    dataset_json = read_required_json(folder / "dataset.json", "The data set file")
     configured = configure_plans(plans_json, configuration, resolved)
     batch_size = _check_preprocessed(folder, configured, configuration)
     check_made_for(folder, plans_json, configuration)
