@@ -5,16 +5,12 @@ Every hook is optional and may take fewer arguments than listed here.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
-
-from nnplug.errors import NnplugError
 
 if TYPE_CHECKING:
     from nnplug.config import TrainerConfig
@@ -24,9 +20,6 @@ PROJECT = "nnplug"
 API_VERSION = 1
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
-
-_log = logging.getLogger(PROJECT)
-_listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,55 +135,3 @@ def train_end(run: TrainingRun, result: Mapping[str, Any]) -> None:
 
 
 LIFECYCLE_HOOKS = ("train_start", "epoch_end", "checkpoint_saved", "train_end")
-#: Only listeners are told of it, with ``run``.
-VALIDATION_START = "validation_start"
-
-
-@contextmanager
-def listening(listener: Callable[[str, Mapping[str, Any]], None]) -> Iterator[None]:
-    """Tell ``listener`` the name and arguments of every lifecycle hook while the block runs, after the plugins."""
-    _listeners.append(listener)
-    try:
-        yield
-    finally:
-        _listeners.remove(listener)
-
-
-def tell_listeners(hook_name: str, arguments: Mapping[str, Any]) -> None:
-    """Call what ``listening`` has registered."""
-    for listener in tuple(_listeners):
-        listener(hook_name, arguments)
-
-
-def call_lifecycle(hook_name: str, **kwargs: Any) -> None:
-    """Call a lifecycle hook of every plugin, one plugin at a time.
-
-    A logger must not end a training: a plugin that raises is reported once and its lifecycle hooks are not called again
-    in this process. Only ``train_start``, when nothing is spent yet, may refuse with a `NnplugError`.
-
-    Args:
-        hook_name: one of `LIFECYCLE_HOOKS`.
-        **kwargs: the hook's arguments.
-    """
-    from nnplug.discovery.registry import get_registry
-
-    assert hook_name in LIFECYCLE_HOOKS, hook_name
-    registry = get_registry()
-    for record in registry.plugins:
-        if not record.is_loaded or record.key in registry.silenced:
-            continue
-        try:
-            registry.call_plugin(record, hook_name, **kwargs)
-        except Exception as error:
-            if hook_name == "train_start" and isinstance(error, NnplugError):
-                raise  # the user asked for something that the plugin can not do
-            registry.silenced.add(record.key)
-            _log.warning(
-                "Plugin %s failed in %s (%s: %s). Training goes on without its hooks.",
-                record.title,
-                hook_name,
-                type(error).__name__,
-                error,
-                exc_info=_log.isEnabledFor(logging.DEBUG),
-            )
-    tell_listeners(hook_name, kwargs)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nnplug.hookspecs import VALIDATION_START
+from nnplug.training.lifecycle import VALIDATION_START
 
 Stage = Literal["check", "fingerprint", "plan", "preprocess", "train", "epoch", "validate", "fold"]
 

@@ -22,7 +22,6 @@ from nnplug.devices import choose_training_device
 from nnplug.discovery.registry import get_registry
 from nnplug.errors import NnplugError
 from nnplug.files.folder_use import FolderUse
-from nnplug.hookspecs import listening
 from nnplug.models.results import summarise, with_results_dir
 from nnplug.planning.data import PlanningData, find_raw_data, open_inventory
 from nnplug.planning.data_record import check_unchanged
@@ -32,6 +31,7 @@ from nnplug.problems import raise_problems
 from nnplug.processes.interrupts import TrainingInterrupted
 from nnplug.training.checkpointing import overrides
 from nnplug.training.data_seams import NUM_FOLDS
+from nnplug.training.lifecycle import listening
 from nnplug.training.trainer import load_base_trainer
 from nnplug.training.training import choose_folds, choose_mode, find_weights, train
 from nnplug.training_events import EventSender, TrainingEvent

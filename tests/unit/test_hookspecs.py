@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from nnplug import EpochMetrics, NnplugError, TrainingRun, hookspecs
 from nnplug.discovery.plugin_loading import HOOKS
-from nnplug.hookspecs import LIFECYCLE_HOOKS, call_lifecycle
+from nnplug.hookspecs import LIFECYCLE_HOOKS
+from nnplug.training.lifecycle import call_lifecycle
 from support.plugin_packages import PluginSite
 
 LOGGER = """

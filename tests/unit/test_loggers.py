@@ -216,7 +216,7 @@ def test_two_trainings_in_one_process_stay_apart(tmp_path: Path, monkeypatch: py
 
 def test_core_calls_the_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nnplug.discovery.registry import get_registry
-    from nnplug.hookspecs import call_lifecycle
+    from nnplug.training.lifecycle import call_lifecycle
 
     monkeypatch.setenv(CSV, "1")
     record = next(record for record in get_registry().plugins if "nnplug_loggers" in record.entry_point)

@@ -15,10 +15,11 @@ from torch import nn
 from nnplug.composition.references import describe
 from nnplug.composition.resolved import ResolvedConfig
 from nnplug.datasets import foreground_names
-from nnplug.hookspecs import TrainingRun, call_lifecycle
+from nnplug.hookspecs import TrainingRun
 from nnplug.models.checkpoint import Writer, load
 from nnplug.models.model_folder import Manifest
 from nnplug.networks.replica import unwrapped
+from nnplug.training.lifecycle import call_lifecycle
 from nnplug.training.loaders import worker_seeds
 from nnplug.training.worker_process import seed_generators
 

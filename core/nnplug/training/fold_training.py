@@ -20,7 +20,6 @@ from torch import distributed as dist
 from nnplug.composition.portability import stock_prediction_obstacle
 from nnplug.composition.resolved import ResolvedConfig
 from nnplug.errors import NnplugError
-from nnplug.hookspecs import VALIDATION_START, call_lifecycle, listening, tell_listeners
 from nnplug.models.checkpoint import find_resumable, load
 from nnplug.models.results import fold_result
 from nnplug.processes import interrupts
@@ -28,6 +27,7 @@ from nnplug.processes.interrupts import TrainingInterrupted
 from nnplug.processes.spawned_workers import keep_signals_from_workers
 from nnplug.training import fold_folder
 from nnplug.training.checkpointing import BEST, FINAL, LATEST, PREVIOUS
+from nnplug.training.lifecycle import VALIDATION_START, call_lifecycle, listening, tell_listeners
 from nnplug.training.trainer import build_trainer_class
 
 

@@ -23,12 +23,13 @@ from torch import distributed as dist
 
 from nnplug.errors import NnplugError
 from nnplug.files.atomic_file import keep_file
-from nnplug.hookspecs import EpochMetrics, call_lifecycle
+from nnplug.hookspecs import EpochMetrics
 from nnplug.models import model_folder
 from nnplug.planning.classes import OWNERS
 from nnplug.processes import interrupts
 from nnplug.training import fold_folder
 from nnplug.training.checkpointing import BEST, FINAL, LATEST, PREVIOUS, CheckpointingTrainer, overrides
+from nnplug.training.lifecycle import call_lifecycle
 from nnplug.training.loaders import WorkerDiedError
 from nnplug.training.progress import TrainingProgress
 from nnplug.training.progress_plot import ThrottledPlot
