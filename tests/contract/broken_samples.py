@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import nnplug
+import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import SegOnlyTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -148,6 +149,26 @@ class OtherInitialState(Good):
         return super().forward(x * (1 + self.noise))
 
 
+class MixesSamples(Good):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x + 2 * x.mean(0, keepdim=True))
+
+
+class OtherHeadForPrediction(Good):
+    def forward(self, x: torch.Tensor) -> Any:
+        outputs = super().forward(x)
+        return outputs if self.deep_supervision else 2 * outputs
+
+
+class PartlyDead(Good):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.low_head.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x * 0)
+
+
 class NeedsTwoSamples(Good):
     def forward(self, x: torch.Tensor) -> Any:
         if self.training:
@@ -230,6 +251,9 @@ NETWORKS = (
     GradientNotANumber,
     HeadOnlyWithDeepSupervision,
     OtherInitialState,
+    MixesSamples,
+    OtherHeadForPrediction,
+    PartlyDead,
     NeedsTwoSamples,
     FewerClassesOnOddSizes,
     OneTypeOfNumber,
@@ -266,6 +290,14 @@ class BlindToFalsePositives(nn.Module):
         labels = target[:, 0].long()
         inside = (labels > 0).float()
         return (functional.cross_entropy(output, labels, reduction="none") * inside).sum() / inside.sum().clamp(min=1)
+
+
+def sees_the_first_sample(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(output[:1], target[:1, 0].long()) + 0 * output.sum()
+
+
+def leaves_out_the_border(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(output[..., 2:-2], target[:, 0, ..., 2:-2].long()) + 0 * output.sum()
 
 
 def rewards_mistakes(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -336,6 +368,18 @@ class ForgetsForeground(nnUNetDataLoader):
     def get_bbox(self, data_shape: Any, force_fg: bool, *args: Any, **kwargs: Any) -> Any:
         del force_fg
         return super().get_bbox(data_shape, False, *args, **kwargs)
+
+
+class ForgetsSomeForeground(nnUNetDataLoader):
+    """Not enough to be seen in the share of patches with foreground."""
+
+    def get_bbox(self, data_shape: Any, force_fg: bool, *args: Any, **kwargs: Any) -> Any:
+        return super().get_bbox(data_shape, force_fg and np.random.random() < 0.7, *args, **kwargs)
+
+
+class OneCase(nnUNetDataLoader):
+    def get_indices(self) -> list[str]:
+        return [self.indices[0]] * self.batch_size
 
 
 class LabelsOfElsewhere(nnUNetDataLoader):

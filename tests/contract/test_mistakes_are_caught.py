@@ -67,6 +67,8 @@ def test_a_network_that_looks_at_values_passes() -> None:
         (broken.GradientNotANumber, "finite", "NaN or infinite ones of head.weight"),
         (broken.OtherInitialState, "state_dict", "the same prediction from .*\nfound:    a largest difference of"),
         (broken.NeedsTwoSamples, "batch_of_one", "training mode on a batch of 1"),
+        (broken.MixesSamples, "batch_of_one", "the same prediction for a sample alone and in a batch of 2"),
+        (broken.OtherHeadForPrediction, "first_output", "the first output in both"),
         (broken.FewerClassesOnOddSizes, "odd_sizes", "returns shape"),
         (broken.OneTypeOfNumber, "autocast", "dtype"),
         (broken.Locked, "pickle", "cannot pickle '_thread.lock'"),
@@ -84,12 +86,26 @@ def test_network(cls: type[nn.Module], caught_by: str, message: str) -> None:
         assert set(found) <= {"builds", "costs"}, "what needs a network that can not be built is not said to fail"
 
 
+def test_parameters_that_do_not_learn_are_told() -> None:
+    checks = dict(check_trainer(TrainerConfig(name="t", **network(broken.PartlyDead)), quick=True))
+    [outcome] = run_checks([checks["gradients[2d]"]])
+    assert re.fullmatch(
+        r"\d+% of the parameters are frozen, the first: low_head.weight; the gradient is 0 in the first step for \d+, "
+        r"the first: stem.0.weight",
+        outcome.message,
+    )
+
+
 @pytest.mark.parametrize(
     ("loss_fn", "caught_by", "message"),
     [
         (broken.BlindToFalsePositives, "loss_false_positive", "false positives cost nothing"),
         (broken.BlindToFalsePositives, "loss_background_gradient", "other than 0 in 0% of these voxels"),
         (broken.BlindToFalsePositives, "loss_perfect_is_best", "'every object grown by two voxels'"),
+        (broken.sees_the_first_sample, "loss_perfect_is_best", "'every object of sample 2 missed'"),
+        (broken.sees_the_first_sample, "loss_false_positive", "added in a corner of the second sample"),
+        (broken.leaves_out_the_border, "loss_false_positive", "added in a corner of the second sample"),
+        (broken.leaves_out_the_border, "loss_background_gradient", "in a corner of the second sample"),
         (broken.rewards_mistakes, "loss_perfect_is_best", "'background everywhere'"),
         (broken.mean_over_no_voxel, "loss_finite", "no foreground at all, .*\nfound:    loss nan"),
         (broken.without_graph, "loss_finite", "a number without a graph"),
@@ -116,6 +132,8 @@ def test_ignored_voxels_that_count() -> None:
         (broken.LabelsOfElsewhere, "[2d]", "sampler_inside", "the labels of the same voxels"),
         (broken.ForgetsForeground, "[2d]", "sampler_foreground", "foreground in 33% of the patches"),
         (broken.ForgetsForeground, "[3d]", "sampler_foreground", "foreground in 50% of the patches"),
+        (broken.ForgetsSomeForeground, "[3d]", "sampler_foreground", "every patch that is drawn with force_fg=True"),
+        (broken.OneCase, "[2d]", "sampler_cases", "in all 120 patches"),
         (broken.ForgetsAnnotations, "[ignore_label]", "sampler_annotated", "annotated voxels in every patch"),
         (broken.too_small_patches, "[2d]", "batches", r"images of shape \(3, 1, 40, 24\) for training"),
     ],

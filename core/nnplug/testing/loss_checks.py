@@ -6,6 +6,7 @@ from label maps (B, 1, *).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,8 @@ SURE = 5.0
 #: How much two values must differ to count as different, relative to the larger.
 RESOLUTION = 1e-6
 AUTOCAST_TOLERANCE = 0.05
+_CORNER = "in a corner of the second sample"
+_PLACES = ("inside the first sample", _CORNER)
 TRANSFORM_TOLERANCE = 1e-4
 
 
@@ -45,38 +48,41 @@ def false_positive(subject: Subject) -> None:
     for beside, predicted in (("the right segmentation", labels), ("one that misses the box", missed)):
         without = _value(subject, loss, _logits(subject, predicted), labels)
         for label in (1, 2):
-            added = predicted.clone()
-            added[_block(subject)] = label
-            value = _value(subject, loss, _logits(subject, added), labels)
-            if not _is_higher(value, without):
-                raise CheckFailed(
-                    f"a higher loss than {without:.6g} when a false object of label {label} is added to {beside}",
-                    f"{value:.6g}: false positives cost nothing",
-                    subject.where("loss_fn"),
-                )
+            for place in _PLACES:
+                added = predicted.clone()
+                added[_block(subject, place)] = label
+                value = _value(subject, loss, _logits(subject, added), labels)
+                if not _is_higher(value, without):
+                    raise CheckFailed(
+                        f"a higher loss than {without:.6g} when a false object of label {label} is added {place} to "
+                        f"{beside}",
+                        f"{value:.6g}: false positives cost nothing there",
+                        subject.where("loss_fn"),
+                    )
 
 
 def background_gradient(subject: Subject) -> None:
     """The gradient reaches background voxels: less probability of a false object there makes the loss lower."""
     loss, labels = _loss(subject), subject.labels()
-    for channel, label in _foreground_channels(subject):
+    for (channel, label), place in itertools.product(_foreground_channels(subject), _PLACES):
         predicted = labels.clone()
-        predicted[_block(subject)] = label
+        predicted[_block(subject, place)] = label
         logits = (_logits(subject, predicted) * 0.3).requires_grad_()
         _call(subject, loss, logits, labels).backward()
         gradient = logits.grad
         if gradient is None:
             raise CheckFailed("a gradient of the loss", "none", subject.where("loss_fn"))
-        there = gradient[_block(subject, channel)]
+        there = gradient[_block(subject, place, channel)]
         if not subject.case.has_regions:
             # by the chain rule of the softmax: what moving probability from the label to the background changes
             probability = logits.detach().softmax(1)
-            background = _block(subject)
-            there = there / probability[_block(subject, channel)] - gradient[background] / probability[background]
+            background = _block(subject, place)
+            there = there / probability[_block(subject, place, channel)]
+            there = there - gradient[background] / probability[background]
         share = (there != 0).float().mean().item()
         if share < 0.5 or there.mean() <= 0:
             raise CheckFailed(
-                f"a gradient against label {label} where it is predicted in the background",
+                f"a gradient against label {label} where it is predicted in the background, {place}",
                 f"{there.mean():.3g} on average (above 0 is against it), other than 0 in {share:.0%} of these voxels",
                 subject.where("loss_fn"),
             )
@@ -206,6 +212,10 @@ def _worse(subject: Subject, labels: torch.Tensor) -> Iterator[tuple[str, torch.
         yield f"label {label} everywhere", _logits(subject, torch.full_like(labels, label))
     for missed in (1, 2):
         yield f"label {missed} missed", _logits(subject, labels.masked_fill(labels == missed, 0))
+    for sample in range(len(labels)):
+        missing = labels.clone()
+        missing[sample] = missing[sample].masked_fill(missing[sample] != IGNORE_LABEL, 0)
+        yield f"every object of sample {sample + 1} missed", _logits(subject, missing)
     yield "every object grown by two voxels", _logits(subject, _grown(labels))
     kept = labels == IGNORE_LABEL
     shifted = torch.roll(labels.masked_fill(kept, 0), 2, 2).masked_fill(kept, IGNORE_LABEL)
@@ -253,8 +263,10 @@ def _foreground_channels(subject: Subject) -> list[tuple[int, int]]:
     return channels if subject.case.has_regions else channels[1:]
 
 
-def _block(subject: Subject, channel: int = 0) -> tuple[Any, ...]:
-    """A block of background voxels in the first sample, far from every object: 2 voxels or a tenth along each axis."""
+def _block(subject: Subject, place: str, channel: int = 0) -> tuple[Any, ...]:
+    """A block of background voxels, far from every object: 2 voxels or a tenth along each axis, or 2 in a corner."""
+    if place == _CORNER:
+        return (1, channel, *[slice(2)] * len(subject.patch))
     starts = [0.8, *([0.1] * (len(subject.patch) - 1))]
     sizes = [max(2, side // 10) for side in subject.patch]
     slices = [

@@ -115,7 +115,7 @@ def _activation(subject: Subject, output: torch.Tensor, training: bool, index: i
     return None
 
 
-def gradients(subject: Subject) -> None:
+def gradients(subject: Subject) -> str | None:
     """Every trainable parameter gets a gradient; one without stops training on several GPUs."""
     missing = [name for name, is_finite in subject.step().gradients.items() if is_finite is None]
     if missing:
@@ -124,15 +124,30 @@ def gradients(subject: Subject) -> None:
             f"none for {len(missing)}, the first: {missing[0]}. Drop what forward does not use, or freeze it",
             subject.where("network_builder"),
         )
+    parameters = dict(subject.prepared_network(training=True).named_parameters())
+    remarks = []
+    if frozen := [name for name, parameter in parameters.items() if not parameter.requires_grad]:
+        share = sum(parameters[name].numel() for name in frozen) / sum(p.numel() for p in parameters.values())
+        remarks.append(f"{share:.0%} of the parameters are frozen, the first: {frozen[0]}")
+    if unmoved := subject.step().unmoved:
+        remarks.append(f"the gradient is 0 in the first step for {len(unmoved)}, the first: {unmoved[0]}")
+    return "; ".join(remarks) or None
 
 
 def batch_of_one(subject: Subject) -> None:
-    """A batch of one sample and one of two can be trained on."""
+    """A batch of one sample and one of two can be trained on; a prediction does not depend on the rest of its batch."""
     for batch_size in (2, 1):
         step = subject.step(batch_size)
         if step.outputs[0].shape[0] != batch_size:
             raise CheckFailed(f"outputs for a batch of {batch_size}", f"{step.outputs[0].shape[0]}", None)
         _check_finite(subject, step.outputs, f"training mode on a batch of {batch_size}")
+    network, images = subject.prepared_network(training=False, deep_supervision=False), subject.images(2)
+    with torch.no_grad():
+        together, alone = network(images)[:1], network(images[:1])
+    if not torch.allclose(together, alone, rtol=1e-3, atol=1e-3):
+        difference = f"a largest difference of {(together - alone).abs().max():.3g}"
+        expected = "the same prediction for a sample alone and in a batch of 2, in evaluation mode"
+        raise CheckFailed(expected, difference, subject.where("network_builder"))
 
 
 def odd_sizes(subject: Subject) -> str | None:
@@ -180,6 +195,16 @@ def autocast(subject: Subject) -> None:
             f"{error:.0%}",
             subject.where("network_builder"),
         )
+
+
+def first_output(subject: Subject) -> None:
+    """In evaluation mode the output without deep supervision is the first of those with it, which was trained."""
+    with torch.no_grad():
+        trained = as_list(subject.prepared_network(training=False)(subject.images()))[0]
+        predicted = subject.prepared_network(training=False, deep_supervision=False)(subject.images())
+    if not torch.allclose(trained, predicted, rtol=1e-3, atol=1e-3):
+        found = f"a largest difference of {(trained - predicted).abs().max():.3g}"
+        raise CheckFailed("the first output in both", found, subject.where("network_builder"))
 
 
 def pickled(subject: Subject) -> None:
@@ -232,6 +257,7 @@ ON_EVERY_PLAN = {
 ON_ONE_PLAN = {
     "state_dict": state_dict,
     "batch_of_one": batch_of_one,
+    "first_output": first_output,
     "autocast": autocast,
     "pickle": pickled,
     "deepcopy": deepcopied,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnplug.testing.made_up_data import IGNORE_LABEL
@@ -32,11 +33,13 @@ class Draw:
         codes: index of each voxel in the image, counted from 1 in C order; 0 outside of it.
         segmentation: the labels that the sampler gave, of the same shape.
         labels: of the whole image (D, H, W).
+        case: that it is from.
     """
 
     codes: np.ndarray
     segmentation: np.ndarray
     labels: np.ndarray
+    case: str
 
 
 def draws(subject: Subject, number: int) -> list[Draw]:
@@ -46,18 +49,42 @@ def draws(subject: Subject, number: int) -> list[Draw]:
     return subject.kept["draws"]
 
 
-def _draw(subject: Subject, number: int) -> Iterator[Draw]:
+def forced_without_foreground(subject: Subject, number: int) -> float:
+    """Share of the patches without foreground among those that a loader of nnU-Net's kind is told to take with it.
+
+    In 3D, where the loader's ``get_bbox`` sees the whole case; 0 elsewhere.
+    """
+    loader, labels = _loader(subject)
+    if not isinstance(loader, nnUNetDataLoader) or len(subject.patch) != 3:
+        return 0.0
+    locations = loader._data.load_case(CASES[0])[-1]["class_locations"]
+    num_without = 0
+    for _ in range(number):
+        lower, upper = loader.get_bbox(labels.shape, True, locations)
+        sides = zip(lower, upper, strict=True)  # what reaches the network is the middle
+        part = labels[tuple(slice(max(0, a + MARGIN // 2), max(0, b - MARGIN // 2)) for a, b in sides)]
+        num_without += not np.isin(part, (1, 2)).any()
+    return num_without / number
+
+
+def _loader(subject: Subject) -> tuple[Any, np.ndarray]:
+    """The trainer's loader without augmentation, and the labels of each of its cases."""
     trainer = subject.trainer
     folder = Path(trainer.preprocessed_dataset_folder_base, f"positions_{subject.case.name}_{_text(subject.patch)}")
     labels = _write_cases(subject, folder, _image_shape(subject.patch))
     initial = [side + MARGIN for side in subject.patch]
-    loader = trainer._loader(trainer._sampler(), nnUNetDatasetBlosc2(str(folder), list(CASES)), initial, None)
-    middle = tuple(slice(MARGIN // 2, -MARGIN // 2) for _ in initial)
-    for _ in range(-(-number // trainer.batch_size)):
+    cases = nnUNetDatasetBlosc2(str(folder), list(CASES))
+    return trainer._loader(trainer._sampler(), cases, initial, None), labels
+
+
+def _draw(subject: Subject, number: int) -> Iterator[Draw]:
+    loader, labels = _loader(subject)
+    middle = tuple(slice(MARGIN // 2, -MARGIN // 2) for _ in subject.patch)
+    for _ in range(-(-number // subject.trainer.batch_size)):
         batch = next(loader)
         high, low = batch["data"].numpy().astype(np.int64).swapaxes(0, 1)
-        for codes, segmentation in zip(high * _RADIX + low, batch["target"][:, 0], strict=True):
-            yield Draw(codes[middle], segmentation.numpy()[middle], labels)
+        for codes, segmentation, case in zip(high * _RADIX + low, batch["target"][:, 0], batch["keys"], strict=True):
+            yield Draw(codes[middle], segmentation.numpy()[middle], labels, case)
 
 
 def _image_shape(patch: tuple[int, ...]) -> tuple[int, ...]:

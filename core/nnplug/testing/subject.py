@@ -34,11 +34,13 @@ class Step:
     Attributes:
         outputs: of the network, full resolution first.
         gradients: by name of the trainable parameter, whether its gradient is finite; None where it got none.
+        unmoved: names of those whose gradient is 0.
         seconds: of both passes.
     """
 
     outputs: list[torch.Tensor]
     gradients: dict[str, bool | None]
+    unmoved: list[str]
     seconds: float
 
 
@@ -147,12 +149,10 @@ class Subject:
             outputs = as_list(network(images))
             probe(outputs).backward()
             seconds = perf_counter() - started
-            gradients = {
-                name: None if parameter.grad is None else bool(torch.isfinite(parameter.grad).all())
-                for name, parameter in network.named_parameters()
-                if parameter.requires_grad
-            }
-            self._steps[batch_size] = Step([output.detach() for output in outputs], gradients, seconds)
+            found = {name: one.grad for name, one in network.named_parameters() if one.requires_grad}
+            gradients = {name: None if g is None else bool(torch.isfinite(g).all()) for name, g in found.items()}
+            unmoved = [name for name, gradient in found.items() if gradient is not None and not gradient.any()]
+            self._steps[batch_size] = Step([output.detach() for output in outputs], gradients, unmoved, seconds)
             network.zero_grad(set_to_none=True)
         return self._steps[batch_size]
 

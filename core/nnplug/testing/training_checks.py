@@ -10,7 +10,7 @@ import torch
 
 from nnplug.testing.made_up_data import IGNORE_LABEL
 from nnplug.testing.outcomes import CheckFailed
-from nnplug.testing.positions import Draw, draws
+from nnplug.testing.positions import Draw, draws, forced_without_foreground
 from nnplug.testing.subject import Subject, as_list
 
 NUM_DRAWS = 120
@@ -84,7 +84,7 @@ def draws_inside(subject: Subject) -> None:
 
 
 def foreground_share(subject: Subject) -> str:
-    """As many patches hold foreground as the trainer's oversampling demands."""
+    """As many patches hold foreground as the trainer's oversampling demands, and every one that is forced to."""
     trainer = subject.trainer
     forced = trainer.oversample_foreground_percent
     if not trainer.probabilistic_oversampling:
@@ -98,7 +98,19 @@ def foreground_share(subject: Subject) -> str:
             f"{share:.0%}",
             subject.where("sampler"),
         )
+    without = forced_without_foreground(subject, NUM_DRAWS)
+    if without:
+        found = f"none in {without:.0%} of {NUM_DRAWS}"
+        raise CheckFailed("foreground in every patch that is drawn with force_fg=True", found, subject.where("sampler"))
     return f"{share:.0%} of {len(has_foreground)} patches hold foreground, {forced:.0%} must"
+
+
+def several_cases(subject: Subject) -> None:
+    """More than one case is drawn."""
+    cases = {draw.case for draw in draws(subject, NUM_DRAWS)}
+    if len(cases) == 1:
+        found = f"{cases.pop()} in all {NUM_DRAWS} patches"
+        raise CheckFailed("patches of several cases", found, subject.where("sampler"))
 
 
 def annotated_voxels(subject: Subject) -> None:
@@ -134,7 +146,11 @@ def learning_rates(subject: Subject) -> None:
 
 ON_EVERY_PLAN = {"batches": batches, "trains": trains}
 OF_SCHEDULE = {"learning_rates": learning_rates}
-OF_SAMPLER = {"sampler_inside": draws_inside, "sampler_foreground": foreground_share}
+OF_SAMPLER = {
+    "sampler_inside": draws_inside,
+    "sampler_foreground": foreground_share,
+    "sampler_cases": several_cases,
+}
 OF_SAMPLER_WITH_IGNORE_LABEL = {"sampler_annotated": annotated_voxels}
 
 
