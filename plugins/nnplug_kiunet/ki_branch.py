@@ -60,15 +60,17 @@ def plan_ki_branch(
     Raises:
         NnplugError: nothing to grow by, or a branch that takes more memory than it may.
     """
+    if isinstance(max_ki_memory, bool) or not isinstance(max_ki_memory, int | float) or not max_ki_memory > 0:
+        raise NnplugError(f"needs a max_ki_memory above 0, not {max_ki_memory!r}.")
     num_stages = min(num_ki_stages, len(strides) - 1)
     growth = _growth(strides, num_stages, max_ki_growth)
     if ki_features is None:
-        ki_features = max(1, min(int(max_ki_memory // math.prod(_product(growth))), first_features))
-    if isinstance(ki_features, int):
+        ki_features = max(1, int(min(max_ki_memory / math.prod(_product(growth)), first_features)))
+    if not isinstance(ki_features, Sequence):
         ki_features = [ki_features] * (num_stages + 1)
-    if len(ki_features) != num_stages + 1 or min(ki_features) < 1:
+    if len(ki_features) != num_stages + 1 or not all(map(is_count, ki_features)):
         raise NnplugError(
-            f"needs {num_stages + 1} positive numbers as ki_features, one a level of the Ki branch; "
+            f"needs {num_stages + 1} whole numbers from 1 on as ki_features, one a level of the Ki branch; "
             f"got {list(ki_features)}."
         )
     branch = KiBranch(growth, tuple(ki_features))
@@ -79,6 +81,11 @@ def plan_ki_branch(
             f"{size}-fold; it is {max_ki_memory}. Set that, or a lower max_ki_growth."
         )
     return branch
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether a setting is a whole number from ``least`` on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _growth(strides: Sequence[Size], num_stages: int, max_ki_growth: int) -> tuple[Size, ...]:

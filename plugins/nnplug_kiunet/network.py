@@ -21,7 +21,7 @@ from nnplug import NnplugError
 from torch import nn
 
 from nnplug_kiunet.blocks import CrossResidualFusion, Layers, Size, crop, fast_if_narrow
-from nnplug_kiunet.ki_branch import KiBranch, plan_ki_branch
+from nnplug_kiunet.ki_branch import KiBranch, is_count, plan_ki_branch
 
 Features = list[torch.Tensor]
 
@@ -102,8 +102,8 @@ class KiUNet(nn.Module):
             max_ki_memory=max_ki_memory,
             ki_features=ki_features,
         )
-        down = _num_convs("n_conv_per_stage", n_conv_per_stage, n_stages)
-        up = _num_convs("n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1)[::-1]
+        down = _per_level("n_conv_per_stage", n_conv_per_stage, n_stages)
+        up = _per_level("n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1)[::-1]
         shape = Shape(layers, features, kernels, steps, branch, pool)
         self.encoder = KiUNetEncoder(shape, input_channels, down)
         self.decoder = KiUNetDecoder(shape, num_classes, up, num_outputs, deep_supervision)
@@ -273,16 +273,11 @@ class KiUNetDecoder(nn.Module):
 def _per_level(name: str, values: Any, num: int) -> list[Any]:
     """One value a level; a single one stands for all."""
     values = list(values) if isinstance(values, Sequence) else [values] * num
+    if not all(is_count(count) for value in values for count in (value if isinstance(value, Sequence) else [value])):
+        raise NnplugError(f"needs {name} of whole numbers from 1 on; the plan has {values}.")
     if len(values) != num:
         raise NnplugError(f"needs {num} {name} for this plan, or one for all; got {len(values)}.")
     return values
-
-
-def _num_convs(name: str, values: int | Sequence[int], num: int) -> list[int]:
-    counts = _per_level(name, values, num)
-    if min(counts) < 1:
-        raise NnplugError(f"needs {name} of 1 or more; the plan has {counts}.")
-    return counts
 
 
 def _by_axis(conv_op: type[nn.Module], value: int | Sequence[int]) -> Size:
@@ -301,9 +296,9 @@ def _check_settings(n_stages: int, pool: str, num_ki_stages: int, max_ki_growth:
         raise NnplugError(f"needs a plan with two stages or more; this one has {n_stages}.")
     if pool not in ("max", "conv"):
         raise NnplugError(f"has no pool={pool}. It takes: max, conv.")
-    if num_ki_stages < 1:
-        raise NnplugError(f"needs num_ki_stages of 1 or more, not {num_ki_stages}.")
-    if max_ki_growth < 2:
-        raise NnplugError(f"needs a max_ki_growth of 2 or more, not {max_ki_growth}: the Ki branch is the finer one.")
-    if num_outputs is not None and not 1 <= num_outputs < n_stages:
+    if not is_count(num_ki_stages):
+        raise NnplugError(f"needs num_ki_stages of 1 or more, not {num_ki_stages!r}.")
+    if not is_count(max_ki_growth, 2):
+        raise NnplugError(f"needs a max_ki_growth of 2 or more, not {max_ki_growth!r}: the Ki branch is the finer one.")
+    if num_outputs is not None and not (is_count(num_outputs) and num_outputs < n_stages):
         raise NnplugError(f"has 1 to {n_stages - 1} outputs with this plan; num_outputs is {num_outputs}.")

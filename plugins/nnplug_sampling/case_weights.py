@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ def read_weights(folder: Path, file_name: str) -> dict[str, float]:
     for case, weight in rows:
         if case in weights:
             raise NnplugError(f"{path}: {case} is listed twice. Keep one weight.")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise NnplugError(f"{path}: {case}: expected a weight >= 0, got {weight!r}.")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= sys.float_info.max:
+            raise NnplugError(f"{path}: {case}: expected a weight >= 0, got {weight!r:.40}.")
         weights[case] = float(weight)
     return weights
 
@@ -115,7 +115,7 @@ def keep_with_fold(run: TrainingRun, file_name: str) -> None:
 def _json_rows(text: str, path: Path) -> list[tuple[str, Any]]:
     try:
         content = json.loads(text, object_pairs_hook=_Pairs)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NnplugError(f"{path}: not valid JSON: {error}.") from None
     if not isinstance(content, _Pairs):
         raise NnplugError(f'{path}: expected {{"CASE": WEIGHT, ...}}.')
@@ -127,17 +127,27 @@ class _Pairs(list[tuple[str, Any]]):
 
 
 def _csv_rows(text: str, path: Path) -> list[tuple[str, Any]]:
-    reader = csv.DictReader(text.splitlines())
-    if not {"case", "weight"} <= set(reader.fieldnames or ()):
+    try:
+        columns, *lines = list(csv.reader(text.splitlines())) or [[]]
+    except csv.Error as error:
+        raise NnplugError(f"{path}: not a CSV file: {error}.") from None
+    if [columns.count(name) for name in ("case", "weight")] != [1, 1]:
         raise NnplugError(
             f"{path}: expected the columns case,weight in its first line, in these letters and with commas."
         )
-    return [(row["case"], _number(row["weight"])) for row in reader]
+    case, weight = columns.index("case"), columns.index("weight")
+    for line in lines:
+        if line and len(line) != len(columns):
+            raise NnplugError(
+                f"{path}: {','.join(line)}: {len(line)} values, and there are {len(columns)} columns. Write numbers "
+                "with a point."
+            )
+    return [(line[case].strip(), _number(line[weight])) for line in lines if line]
 
 
-def _number(text: str | None) -> float | str | None:
+def _number(text: str) -> float | str:
     try:
-        return float(text or "")
+        return float(text) if "_" not in text else text
     except ValueError:
         return text
 

@@ -7,6 +7,7 @@ Axis letters: B batch, C channels, K classes; the spatial axes are two or three,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -81,8 +82,8 @@ class UIUNet(nn.Module):
         )
         if n_stages < 2:
             raise NnplugError(f"needs a plan with two stages or more; this one has {n_stages}.")
-        if width <= 0:
-            raise NnplugError(f"needs a width above 0, not {width}.")
+        if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < math.inf:
+            raise NnplugError(f"needs a width above 0, not {width!r}.")
         grids = _grids(conv_op, n_stages, kernel_sizes, strides, patch_size)
         counts = _per_stage("features_per_stage", features_per_stage, n_stages)
         features = [max(1, round(width * count)) for count in counts]
@@ -228,6 +229,8 @@ def _grids(
 def _per_stage(name: str, values: Any, n_stages: int) -> list[Any]:
     """One value a stage; a single one stands for all."""
     values = list(values) if isinstance(values, Sequence) else [values] * n_stages
+    if not all(_is_count(count) for value in values for count in (value if isinstance(value, Sequence) else [value])):
+        raise NnplugError(f"needs {name} of whole numbers from 1 on; the plan has {values}.")
     if len(values) != n_stages:
         raise NnplugError(f"needs one of {name} for each of the plan's {n_stages} stages, not {len(values)}.")
     return values
@@ -246,9 +249,14 @@ def _block_grids(grids: Sequence[Grid], stage: int) -> list[Grid]:
 def _inner_features(name: str, given: Sequence[int] | None, outputs: Sequence[int]) -> list[int]:
     if given is None:
         return [max(1, count // 2) for count in outputs]
-    if len(given) != len(outputs) or min(given) < 1:
-        raise NnplugError(f"needs {len(outputs)} positive {name} for this plan, not {list(given)}.")
-    return list(given)
+    values = list(given) if isinstance(given, Sequence) else [given]
+    if len(values) != len(outputs) or not all(map(_is_count, values)):
+        raise NnplugError(f"needs {len(outputs)} whole numbers from 1 on as {name} for this plan, not {values}.")
+    return values
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class _OutputCounter(TorchDispatchMode):

@@ -45,6 +45,11 @@ def test_both_formats(tmp_path: Path, name: str, text: str) -> None:
         ('{"a": Infinity}', "a: expected a weight >= 0, got inf."),
         ('{"a": 1, "b": 1, "a": 2}', "a is listed twice. Keep one weight."),
         ("[1, 2]", 'expected {"CASE": WEIGHT, ...}.'),
+        ('{"a": 1' + "0" * 400 + "}", "a: expected a weight >= 0, got 1000000000000000000000000000000000000000."),
+        (
+            "[" * 100_000,
+            "not valid JSON: maximum recursion depth exceeded while decoding a JSON array from a unicode string.",
+        ),
         ('{"a": 1', "not valid JSON: Expecting ',' delimiter: line 1 column 8 (char 7)."),
     ],
 )
@@ -61,7 +66,15 @@ def test_a_wrong_json_file(tmp_path: Path, text: str, reason: str) -> None:
         ("", "expected the columns case,weight in its first line, in these letters and with commas."),
         ("case,weight\na,-2\n", "a: expected a weight >= 0, got -2.0."),
         ("case,weight\na,two\n", "a: expected a weight >= 0, got 'two'."),
-        ("case,weight\na\n", "a: expected a weight >= 0, got None."),
+        ("case,weight\na\n", "a: 1 values, and there are 2 columns. Write numbers with a point."),
+        ("case,weight\na,0,5\n", "a,0,5: 3 values, and there are 2 columns. Write numbers with a point."),
+        ("case,weight\na,1_0\n", "a: expected a weight >= 0, got '1_0'."),
+        ("case,weight\na,\n", "a: expected a weight >= 0, got ''."),
+        (
+            "case,weight,weight\na,1,2\n",
+            "expected the columns case,weight in its first line, in these letters and with commas.",
+        ),
+        ("case,weight\na," + "1" * 200_000, "not a CSV file: field larger than field limit (131072)."),
         ("case,weight\na,1\na,2\n", "a is listed twice. Keep one weight."),
     ],
 )

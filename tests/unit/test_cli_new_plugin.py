@@ -144,6 +144,7 @@ NOT_A_NAME = (
         ("match", "'match' is a word of Python and can not be imported as a module. Choose another."),
         ("json", "There is a module 'json' already ("),
         ("NNplug", "There is a module 'nnplug' already ("),
+        ("monai-dice", "There is a trainer 'monai_dice_focal' already"),
     ],
 )
 def test_names_that_no_package_can_have(

@@ -270,6 +270,7 @@ def test_the_proposed_cure_works(text: str) -> None:
             "cosine+lr_scheduler.num_epochs=9",
             "sets lr_scheduler.num_epochs, which the field num_epochs decides: num",
         ),
+        ("blob+loss_fn.context=x", "sets loss_fn.context, which every run gives it. Leave it out."),
         ("net+network_builder.patch_size=8x8", "sets network_builder.patch_size, which the field patch_size decides"),
         (
             "net+network_builder.deep_supervision=false",

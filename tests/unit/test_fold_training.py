@@ -122,6 +122,37 @@ def test_validation_alone_and_of_the_best_checkpoint(tiny_dataset: DatasetForTes
     assert final.stat().st_mtime_ns == written, "nothing was trained"
 
 
+def relabel(dataset: DatasetForTests, configuration: str, value: int) -> None:
+    """Write a value that the data set does not have into the segmentations of its preprocessed cases."""
+    folder = dataset.preprocessed_folder / f"nnUNetPlans_{configuration}"
+    cases = nnUNetDatasetBlosc2(str(folder))
+    for name in cases.identifiers:
+        image, labels, _, properties = cases.load_case(name)
+        changed = np.where(labels[:] == 1, value, labels[:])
+        image = image[:]
+        for path in folder.glob(f"{name}*.b2nd"):
+            path.unlink()
+        nnUNetDatasetBlosc2.save_case(image, changed, properties, str(folder / name))
+
+
+def test_a_value_that_is_no_label_is_named(private: DatasetForTests, tmp_path: Path) -> None:
+    relabel(private, "3d_fullres", 7)
+    with pytest.raises(NnplugError) as error:
+        train_here(private, write_recipe(tmp_path))
+    expected = "The segmentation holds the value 7, and the labels in dataset.json are 0 to 2. Mend the label image"
+    assert str(error.value).startswith(expected)
+
+
+def test_labels_without_foreground_are_refused(private: DatasetForTests, tmp_path: Path) -> None:
+    file = private.preprocessed_folder / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "labels": {"background": 0}}))
+    with pytest.raises(
+        NnplugError, match=r"has no label but the background \('labels' in dataset\.json\): nothing can"
+    ):
+        train_here(private, write_recipe(tmp_path))
+    assert not list(private.results_folder.iterdir()) if private.results_folder.exists() else True
+
+
 def test_without_checkpoints_there_is_nothing_to_predict_with(tiny_dataset: DatasetForTests, tmp_path: Path) -> None:
     [result] = train_here(tiny_dataset, write_recipe(tmp_path), disable_checkpointing=True)
     assert result["status"] == "completed"

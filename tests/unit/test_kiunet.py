@@ -477,12 +477,32 @@ def test_it_says_how_fine_and_how_large_its_ki_branch_is() -> None:
             {"n_conv_per_stage_decoder": [2] * 4},
             "needs 3 n_conv_per_stage_decoder for this plan, or one for all; got 4.",
         ),
-        ({"n_conv_per_stage": [2, 2, 2, 0]}, "needs n_conv_per_stage of 1 or more; the plan has [2, 2, 2, 0]."),
+        (
+            {"n_conv_per_stage": [2, 2, 2, 0]},
+            "needs n_conv_per_stage of whole numbers from 1 on; the plan has [2, 2, 2, 0].",
+        ),
         ({"pool": "avg"}, "has no pool=avg. It takes: max, conv."),
         ({"num_ki_stages": 0}, "needs num_ki_stages of 1 or more, not 0."),
         ({"max_ki_growth": 1}, "needs a max_ki_growth of 2 or more, not 1: the Ki branch is the finer one."),
         ({"num_outputs": 4}, "has 1 to 3 outputs with this plan; num_outputs is 4."),
-        ({"ki_features": [4, 4]}, "needs 4 positive numbers as ki_features, one a level of the Ki branch; got [4, 4]."),
+        (
+            {"ki_features": [4, 4]},
+            "needs 4 whole numbers from 1 on as ki_features, one a level of the Ki branch; got [4, 4].",
+        ),
+        (
+            {"ki_features": 2.5},
+            "needs 4 whole numbers from 1 on as ki_features, one a level of the Ki branch; got [2.5, 2.5, 2.5, 2.5].",
+        ),
+        ({"max_ki_growth": 2.5}, "needs a max_ki_growth of 2 or more, not 2.5: the Ki branch is the finer one."),
+        ({"max_ki_memory": "many"}, "needs a max_ki_memory above 0, not 'many'."),
+        ({"max_ki_memory": math.nan}, "needs a max_ki_memory above 0, not nan."),
+        ({"num_ki_stages": True}, "needs num_ki_stages of 1 or more, not True."),
+        ({"num_outputs": 1.5}, "has 1 to 3 outputs with this plan; num_outputs is 1.5."),
+        (
+            {"n_conv_per_stage": "two"},
+            "needs n_conv_per_stage of whole numbers from 1 on; the plan has ['t', 'w', 'o'].",
+        ),
+        ({"strides": [1, 0, 2, 2]}, "needs strides of whole numbers from 1 on; the plan has [1, 0, 2, 2]."),
         (
             {"max_ki_growth": 8},
             "needs max_ki_memory=64 for a Ki branch of 1 channels that grows 8x8-fold; it is 32. "

@@ -170,6 +170,10 @@ def test_full_shared_memory_is_recognised_in_torch_messages() -> None:
     assert "/dev/shm is too small (" in text
 
 
+def test_a_users_mistake_is_told_with_its_case_alone() -> None:
+    assert describe_exception("NnplugError", "The value 7.", "c7", 4) == "c7: The value 7."
+
+
 def test_memory_error_proposes_fewer_workers() -> None:
     assert "nnUNet_n_proc_DA=2 instead of 4" in describe_exception("MemoryError", "", "c7", 4)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import pickle
 import re
 import tomllib
@@ -378,10 +379,21 @@ def test_memory_estimate_counts_convolutions_and_interpolations() -> None:
         ({"kernel_sizes": [3, 3, 3, 2]}, "needs odd kernel sizes; the plan has [(3, 3), (3, 3), (3, 3), (2, 2)]."),
         ({"strides": [1, 2, 2]}, "needs one of strides for each of the plan's 4 stages, not 3."),
         ({"width": 0}, "needs a width above 0, not 0."),
-        ({"encoder_inner_features": [4]}, "needs 4 positive encoder_inner_features for this plan, not [4]."),
+        (
+            {"encoder_inner_features": [4]},
+            "needs 4 whole numbers from 1 on as encoder_inner_features for this plan, not [4].",
+        ),
+        (
+            {"encoder_inner_features": 3},
+            "needs 4 whole numbers from 1 on as encoder_inner_features for this plan, not [3].",
+        ),
+        ({"width": "wide"}, "needs a width above 0, not 'wide'."),
+        ({"width": math.nan}, "needs a width above 0, not nan."),
+        ({"width": True}, "needs a width above 0, not True."),
+        ({"strides": [1, 0, 2, 2]}, "needs strides of whole numbers from 1 on; the plan has [1, 0, 2, 2]."),
         (
             {"decoder_inner_features": [4, 0, 4]},
-            "needs 3 positive decoder_inner_features for this plan, not [4, 0, 4].",
+            "needs 3 whole numbers from 1 on as decoder_inner_features for this plan, not [4, 0, 4].",
         ),
     ],
 )

@@ -112,3 +112,10 @@ def _check_name(name: str, module: str) -> None:
     spec = find_spec(module)
     if spec is not None and spec.origin is not None:  # without it: a mere folder in the current one
         raise NnplugError(f"There is a module '{module}' already ({spec.origin}). Choose another name.")
+    from nnplug.discovery.registry import get_registry
+
+    taken = sorted({f"{module}_unet", f"{module}_focal"} & set(get_registry().list_names()))
+    if taken:
+        raise NnplugError(
+            f"There is a trainer '{taken[0]}' already, the name that one of '{name}' would have. Choose another."
+        )

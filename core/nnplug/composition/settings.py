@@ -23,6 +23,22 @@ _DECIDED = {
     "lr_scheduler": {"initial_lr": "initial_lr", "num_epochs": "num_epochs"},
     "network_builder": {"deep_supervision": "enable_deep_supervision", "patch_size": "patch_size"},
     "training_transforms": {"mirror_axes": "mirror_axes", "patch_size": "patch_size"},
+    "sampler": {name: name for name in ("oversample_foreground_percent", "probabilistic_oversampling")},
+}
+# Arguments that no field decides but the run.
+_OF_THE_RUN = {
+    "loss_fn": ("context",),
+    "sampler": ("log",),
+    "training_transforms": (
+        "deep_supervision_scales",
+        "do_dummy_2d_data_aug",
+        "foreground_labels",
+        "ignore_label",
+        "is_cascaded",
+        "regions",
+        "rotation_for_DA",
+        "use_mask_for_norm",
+    ),
 }
 
 
@@ -46,6 +62,11 @@ def check_decided(config: TrainerConfig, name: str) -> None:
             if setting in settings:
                 value = format_value(settings[setting])
                 raise NnplugError(f"'{name}' sets {field}.{setting}, which the field {owner} decides: {owner}={value}.")
+    for field, given in _OF_THE_RUN.items():
+        component = getattr(config, field)
+        for setting in given:
+            if isinstance(component, Component) and setting in component.kwargs:
+                raise NnplugError(f"'{name}' sets {field}.{setting}, which every run gives it. Leave it out.")
 
 
 @dataclass(frozen=True)

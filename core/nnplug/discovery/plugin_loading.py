@@ -167,7 +167,7 @@ def shorten(file: str, package: ModuleType | None = None) -> str:
 
 def _register(plugin: Any, record: PluginRecord, manager: pluggy.PluginManager) -> None:
     api = getattr(plugin, "NNPLUG_API", API_VERSION)
-    if api != API_VERSION:
+    if type(api) is not int or api != API_VERSION:
         raise PluginError(_wrong_api(api))
     if manager.is_registered(plugin):
         raise PluginError(f"registers twice: '{manager.get_name(plugin)}' names the same module")

@@ -339,7 +339,7 @@ def _check_outputs(output: Any, batch_size: int, num_classes: int, patch: Size) 
 def _fitting_patch(attempt: Callable[[Size], NetworkOutputs], patch: Size) -> Size | None:
     """The smallest patch, rounded up to multiples of a power of two, that the network takes."""
     tried = {tuple(patch)}
-    for multiple in (2, 4, 8, 16, 32, 64):
+    for multiple in (2, 4, 8, 16, 32, 64, 128, 256):
         candidate = tuple(-(-size // multiple) * multiple for size in patch)
         if candidate in tried:
             continue

@@ -20,6 +20,7 @@ from nnplug.files.json_files import write_json
 from nnplug.networks import network
 from nnplug.training import losses
 from nnplug.training.checkpointing import overrides
+from nnplug.training.label_check import with_label_check
 from nnplug.training.loaders import build_augmenters
 from nnplug.training.resumable import ResumableTrainer
 
@@ -111,7 +112,8 @@ class DataSeams(ResumableTrainer):
         )
         self._check_mirroring(augment)
         augment = self._with_target_transform(augment, deep_supervision=scales is not None)
-        plain = self.get_validation_transforms(scales, **common)
+        augment = with_label_check(augment, self.dataset_json["labels"])
+        plain = with_label_check(self.get_validation_transforms(scales, **common), self.dataset_json["labels"])
         cases_train, cases_val = self.get_tr_and_val_datasets()
         train = self._loader(self._sampler(), cases_train, initial_patch_size, augment)
         val = self._loader(nnUNetDataLoader, cases_val, patch_size, plain)

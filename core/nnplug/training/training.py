@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnplug.composition.resolved import ResolvedConfig
 from nnplug.config import TrainerConfig
-from nnplug.datasets import DatasetId, environment_folder, find_dataset, read_plans, read_splits
+from nnplug.datasets import DatasetId, environment_folder, find_dataset, foreground_names, read_plans, read_splits
 from nnplug.devices import choose_training_device
 from nnplug.discovery.registry import get_registry
 from nnplug.errors import NnplugError
@@ -96,6 +96,8 @@ def train(
     folder = environment_folder("nnUNet_preprocessed") / name
     plans_json = read_plans(folder, plans)
     dataset_json = read_required_json(folder / "dataset.json", "The data set file")
+    if not foreground_names(dataset_json["labels"]):
+        raise NnplugError(f"{name} has no label but the background ('labels' in dataset.json): nothing can be learned.")
     configured = configure_plans(plans_json, configuration, resolved)
     batch_size = _check_preprocessed(folder, configured, configuration)
     check_made_for(folder, plans_json, configuration)

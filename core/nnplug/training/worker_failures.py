@@ -46,6 +46,8 @@ def describe_exit(exit_code: int | None, case: str, num_workers: int) -> str:
 def describe_exception(kind: str, message: str, case: str, num_workers: int) -> str:
     """The reason that a worker reported: an exception and the case it loaded last."""
     at = f" at case {case}" if case else ""
+    if kind == NnplugError.__name__:
+        return f"{case}: {message}" if case else message
     text = f"{kind}{at}: {message}" if message else f"{kind}{at}."
     if "No space left on device" in message or "shared memory" in message:
         text += f" /dev/shm is too small ({_shared_memory()}). Docker: --shm-size=8g or --ipc=host."
