@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from nnplug.errors import NnplugError
+
 _MOST_REPORTED_CHARACTERS = 4000  # a pipe holds 64 KiB; a report must never block
 
 
@@ -120,7 +122,8 @@ def _record_cases(task: WorkerTask) -> None:
 
 
 def _fail(task: WorkerTask, error: BaseException) -> None:
-    traceback.print_exception(error)
+    if not isinstance(error, NnplugError):
+        traceback.print_exception(error)
     case = task.current_case.value.decode(errors="replace")
     message = " ".join(str(error).split())[:_MOST_REPORTED_CHARACTERS]
     with contextlib.suppress(OSError):
