@@ -1,4 +1,4 @@
-"""Tables on a terminal, or as wide as they need where the output is piped."""
+"""Tables on a terminal, and wider ones where the output is piped."""
 
 from __future__ import annotations
 

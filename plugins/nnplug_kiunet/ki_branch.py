@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 
 from nnplug import NnplugError
 
@@ -85,7 +86,7 @@ def plan_ki_branch(
 
 def is_count(value: object, least: int = 1) -> bool:
     """Whether a setting is a whole number from ``least`` on."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
 def _growth(strides: Sequence[Size], num_stages: int, max_ki_growth: int) -> tuple[Size, ...]:

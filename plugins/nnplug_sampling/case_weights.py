@@ -137,12 +137,13 @@ def _csv_rows(text: str, path: Path) -> list[tuple[str, Any]]:
         )
     case, weight = columns.index("case"), columns.index("weight")
     for line in lines:
-        if line and len(line) != len(columns):
+        if any(line[len(columns) :]):
             raise NnplugError(
                 f"{path}: {','.join(line)}: {len(line)} values, and there are {len(columns)} columns. Write numbers "
                 "with a point."
             )
-    return [(line[case].strip(), _number(line[weight])) for line in lines if line]
+    lines = [[*line, *[""] * len(columns)] for line in lines if line]
+    return [(line[case].strip(), _number(line[weight])) for line in lines]
 
 
 def _number(text: str) -> float | str:

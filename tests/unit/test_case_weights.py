@@ -27,9 +27,10 @@ def write(folder: Path, text: str, name: str = "case_weights.json") -> str:
     [
         ("w.json", '{"a": 2, "b": 0.5, "c": 0}'),
         ("w.csv", "case,weight\na,2\nb,0.5\nc,0\n"),
+        ("w.csv", "case,weight,remark\na,2\n\nb,0.5,small,\nc,0,\n"),
         ("w.CSV", "\ufeffweight,why,case\r\n2,hard,a\r\n.5,,b\r\n0,bad scan,c\r\n"),
     ],
-    ids=["json", "csv", "csv of a spreadsheet"],
+    ids=["json", "csv", "csv with a remark", "csv of a spreadsheet"],
 )
 def test_both_formats(tmp_path: Path, name: str, text: str) -> None:
     assert read_weights(tmp_path, write(tmp_path, text, name)) == {"a": 2.0, "b": 0.5, "c": 0.0}
@@ -66,7 +67,7 @@ def test_a_wrong_json_file(tmp_path: Path, text: str, reason: str) -> None:
         ("", "expected the columns case,weight in its first line, in these letters and with commas."),
         ("case,weight\na,-2\n", "a: expected a weight >= 0, got -2.0."),
         ("case,weight\na,two\n", "a: expected a weight >= 0, got 'two'."),
-        ("case,weight\na\n", "a: 1 values, and there are 2 columns. Write numbers with a point."),
+        ("case,weight\na\n", "a: expected a weight >= 0, got ''."),
         ("case,weight\na,0,5\n", "a,0,5: 3 values, and there are 2 columns. Write numbers with a point."),
         ("case,weight\na,1_0\n", "a: expected a weight >= 0, got '1_0'."),
         ("case,weight\na,\n", "a: expected a weight >= 0, got ''."),

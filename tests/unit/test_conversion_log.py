@@ -29,7 +29,7 @@ def test_a_line_that_is_not_whole(tmp_path: Path) -> None:
     write_log(tmp_path, [SETTINGS, FINISHED])
     with next(tmp_path.iterdir()).open("a") as file:
         file.write(json.dumps({"case": "b", "files": ["b.mha"]})[:-3])
-    assert read_log(tmp_path) == Log({"command": "msd"}, {"a": FINISHED}, {"a": ["a.mha"]}, [], None)
+    assert read_log(tmp_path) == Log({"command": "msd"}, {"a": FINISHED}, {"a": ["a.mha"]}, ["a"], None)
 
 
 def test_a_folder_that_is_gone(tmp_path: Path) -> None:

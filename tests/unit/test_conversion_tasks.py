@@ -178,6 +178,16 @@ def test_a_case_that_was_begun_is_converted_again(task: MadeTask, monkeypatch: p
     assert task.convert() == (target, ["b"])
 
 
+def test_a_run_that_was_killed_before_its_last_line_goes_on(task: MadeTask) -> None:
+    """``dataset.json`` is there, and the log does not tell of it."""
+    target, _ = task.convert()
+    log = target / ".nnplug_conversion.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    assert "whole" in json.loads(lines[-1])
+    log.write_text("".join(lines[:-1]))
+    assert task.convert() == (target, [])
+
+
 def test_the_number_of_cases_is_no_setting(task: MadeTask) -> None:
     target, _ = task.convert()
     task.save("imagesTr/c.nii.gz", make_case(3)[0].astype(np.int16))

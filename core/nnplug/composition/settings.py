@@ -15,7 +15,6 @@ from nnplug.errors import NnplugError
 
 # Arguments that come from other fields or from the run; a loss may have a setting of its own with such a name.
 _GIVEN = ("context", "initial_lr", "log", "lr", "num_epochs", "patch_size", "weight_decay")
-_GIVEN_TO_NETWORKS = ("deep_supervision",)
 
 # Settings that would be written over, by field: the field that decides them.
 _DECIDED = {
@@ -43,7 +42,7 @@ _OF_THE_RUN = {
 
 
 def check_decided(config: TrainerConfig, name: str) -> None:
-    """Refuse settings that would change nothing, or only a part of what they stand for.
+    """Refuse settings that another field or the run decides: a part of the training would go by each.
 
     Args:
         config: everything decided.
@@ -93,7 +92,7 @@ def read_settings(field: str, component: Component) -> Settings:
     signature = read_signature(component.target)
     if signature is None:
         return Settings({}, [])
-    given = _GIVEN + (_GIVEN_TO_NETWORKS if field == "network_builder" else ())
+    given = (*_GIVEN, *_DECIDED.get(field, ()), *_OF_THE_RUN.get(field, ()))
     unknown = [name for name in component.kwargs if name not in signature.names]
     if unknown and not signature.takes_any:
         settable = [name for name in signature.defaults if name not in given]

@@ -46,7 +46,8 @@ def read_log(target: Path) -> Log:
         return Log(None, {}, {}, [], None)
     finished = {line["case"]: line for line in lines if "case" in line}
     files = {line["begin"] if "begin" in line else line["case"]: line["files"] for line in lines if "files" in line}
-    none: dict[str, Any] = {"whole": [], "hash": None}
+    # killed after the last case: dataset.json may be there, and its line here not yet
+    none: dict[str, Any] = {"whole": list(finished), "hash": None}
     last = next((line for line in reversed(lines) if "whole" in line), none)
     return Log(lines[0]["settings"], finished, files, last["whole"], last["hash"])
 

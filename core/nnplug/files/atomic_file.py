@@ -196,6 +196,9 @@ def _link(source: Path, target: Path) -> bool:
                 file.write(content)
         except FileExistsError:
             return False
+        except OSError:
+            target.unlink(missing_ok=True)  # it would be taken for whole
+            raise
     return True
 
 

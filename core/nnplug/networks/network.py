@@ -36,6 +36,7 @@ from nnplug.errors import NnplugError
 from nnplug.networks.replica import is_about_meta
 
 Size = tuple[int, ...]
+_LARGEST_TRIED = 128**3  # voxels; a network that looks at values is tried with memory
 BuildNetwork = Callable[[Size, bool], nn.Module]
 
 _GIVEN = ("input_channels", "num_classes", "deep_supervision", "patch_size")  # to a builder, by nnU-Net and nnplug
@@ -341,7 +342,7 @@ def _fitting_patch(attempt: Callable[[Size], NetworkOutputs], patch: Size) -> Si
     tried = {tuple(patch)}
     for multiple in (2, 4, 8, 16, 32, 64, 128, 256):
         candidate = tuple(-(-size // multiple) * multiple for size in patch)
-        if candidate in tried:
+        if candidate in tried or (multiple > 64 and math.prod(candidate) > _LARGEST_TRIED):
             continue
         tried.add(candidate)
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from nnplug.datasets import holds_plans, read_plans
+from nnplug.datasets import read_plans
 from nnplug.errors import NnplugError
 from nnplug.files.atomic_file import write_error
 from nnplug.files.json_files import as_plain_json, read_required_json, write_json
@@ -206,9 +206,9 @@ def _users_of(target: PlansFile, identifier: str) -> dict[tuple[Path, str], str]
     """The configurations of all plans that take these cases, and how they are made."""
     users = {}
     for path in sorted(target.folder.glob("*.json")):
-        if not holds_plans(path):
-            continue
         plans = read_required_json(path, "The plans file")
+        if not isinstance(plans, dict) or "configurations" not in plans:
+            continue
         file = replace(target, name=path.stem, plans=plans)
         for one in plans["configurations"]:
             if file.configuration(one)["data_identifier"] == identifier:

@@ -126,7 +126,7 @@ def describe_case(case: PreprocessedCase) -> dict[str, Any]:
     share of all. ``crop_box``: first and last voxel + 1 by axis, in the image before preprocessing.
     """
     manager = case.plans.get_configuration(case.configuration)
-    names = channel_names(case.dataset_json)
+    names = _channel_names(case)
     channels = [
         {
             "name": names[index],
@@ -160,6 +160,12 @@ def describe_case(case: PreprocessedCase) -> dict[str, Any]:
     }
 
 
+def _channel_names(case: PreprocessedCase) -> list[str]:
+    """A preprocessor may make other channels than there are images."""
+    names = channel_names(case.dataset_json)
+    return [names[index] if index < len(names) else f"channel {index}" for index in range(len(case.image))]
+
+
 def _integers(values: Sequence[Any]) -> list[int]:
     return [int(value) for value in values]
 
@@ -190,7 +196,7 @@ def draw(case: PreprocessedCase) -> dict[str, np.ndarray]:
     label = np.where(case.label == ignored, 0, case.label) if ignored is not None else case.label
     is_2d = len(case.plans.get_configuration(case.configuration).patch_size) == 2
     pictures = {}
-    for name, voxels in zip(channel_names(case.dataset_json), case.image, strict=True):
+    for name, voxels in zip(_channel_names(case), case.image, strict=True):
         for axis in range(1 if is_2d else 3):
             spacing = [case.spacing_mm[other] for other in range(3) if other != axis]
             pictures[f"{name}, across axis {axis}"] = draw_case(

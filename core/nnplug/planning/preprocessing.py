@@ -42,6 +42,7 @@ _UNFINISHED = ".unfinished"
 _DONE = ".done"
 _REPLACED = "replaced_"
 _PATIENCE_S = 10  # other shards begin at the same time
+_SHORT_PATIENCE_S = 2  # others end at the same time
 # entries of a configuration that a preprocessed case does not depend on
 _NOT_READ = (
     "architecture",
@@ -123,13 +124,13 @@ def preprocess(
     pending = {name: files for name, files in cases.items() if not folder.is_done(name)}
     job = _Job(made(verbose=pool.verbose), plans, manager, dataset_json, folder)
     failures = pool.run(_preprocess_case, job, pending, f"Preprocessing {configuration}")
-    if not folder.missing(folder.path):  # the same command was run elsewhere, and was faster
+    missing = folder.missing()
+    if (failures or missing) and folder.is_made_elsewhere(_SHORT_PATIENCE_S if failures else 0):
         write_ground_truth(data, data.inventory.cases, plans.image_reader_writer_class)
         return True
     problems = [Problem(reason, "Mend the case, or leave it out.", name) for name, reason in failures.items()]
     subject = f"{data.name}: the preprocessing of {count(len(problems), 'case')} failed, the others are kept"
     raise_problems(subject, problems)
-    missing = folder.missing()
     if missing:
         left = count(len(missing), "case")
         on_message(f"{configuration}: shard {shard} is done, {left} of other shards are not yet.")
@@ -222,8 +223,20 @@ class _CaseFolder:
         """Cases that are not there yet."""
         return [name for name in self.keys if not self._holds(folder or self.unfinished, name)]
 
+    def is_made_elsewhere(self, patience_s: float) -> bool:
+        """Whether the same command, run elsewhere, was faster; it takes away drafts before the folder has its name."""
+        until = time.monotonic() + patience_s
+        while self.missing(self.path):
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.1)
+        return True
+
     def finish(self) -> None:
         """Remove what belongs to no case and give the folder its name. Of several shards, the last one does it."""
+        if self.is_made_elsewhere(0):
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+            return
         with contextlib.suppress(FileNotFoundError):  # another shard was faster
             files = {name for case in self.keys for name in _read(self.unfinished / _DONE / case)["files"]}
             for path in self.unfinished.iterdir():

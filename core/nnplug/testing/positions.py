@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnplug.testing.made_up_data import IGNORE_LABEL
@@ -33,13 +32,13 @@ class Draw:
         codes: index of each voxel in the image, counted from 1 in C order; 0 outside of it.
         segmentation: the labels that the sampler gave, of the same shape.
         labels: of the whole image (D, H, W).
-        case: that it is from.
+        case: that it is from, where the loader says so.
     """
 
     codes: np.ndarray
     segmentation: np.ndarray
     labels: np.ndarray
-    case: str
+    case: str | None
 
 
 def draws(subject: Subject, number: int) -> list[Draw]:
@@ -47,24 +46,6 @@ def draws(subject: Subject, number: int) -> list[Draw]:
     if "draws" not in subject.kept:
         subject.kept["draws"] = list(_draw(subject, number))
     return subject.kept["draws"]
-
-
-def forced_without_foreground(subject: Subject, number: int) -> float:
-    """Share of the patches without foreground among those that a loader of nnU-Net's kind is told to take with it.
-
-    In 3D, where the loader's ``get_bbox`` sees the whole case; 0 elsewhere.
-    """
-    loader, labels = _loader(subject)
-    if not isinstance(loader, nnUNetDataLoader) or len(subject.patch) != 3:
-        return 0.0
-    locations = loader._data.load_case(CASES[0])[-1]["class_locations"]
-    num_without = 0
-    for _ in range(number):
-        lower, upper = loader.get_bbox(labels.shape, True, locations)
-        sides = zip(lower, upper, strict=True)  # what reaches the network is the middle
-        part = labels[tuple(slice(max(0, a + MARGIN // 2), max(0, b - MARGIN // 2)) for a, b in sides)]
-        num_without += not np.isin(part, (1, 2)).any()
-    return num_without / number
 
 
 def _loader(subject: Subject) -> tuple[Any, np.ndarray]:
@@ -79,12 +60,33 @@ def _loader(subject: Subject) -> tuple[Any, np.ndarray]:
 
 def _draw(subject: Subject, number: int) -> Iterator[Draw]:
     loader, labels = _loader(subject)
+    subject.kept["forced"] = _watch_forced(loader, labels) if len(subject.patch) == 3 else []
     middle = tuple(slice(MARGIN // 2, -MARGIN // 2) for _ in subject.patch)
     for _ in range(-(-number // subject.trainer.batch_size)):
         batch = next(loader)
         high, low = batch["data"].numpy().astype(np.int64).swapaxes(0, 1)
-        for codes, segmentation, case in zip(high * _RADIX + low, batch["target"][:, 0], batch["keys"], strict=True):
-            yield Draw(codes[middle], segmentation.numpy()[middle], labels, case)
+        codes, cases = high * _RADIX + low, batch.get("keys", [None] * len(high))
+        for one, segmentation, case in zip(codes, batch["target"][:, 0], cases, strict=True):
+            yield Draw(one[middle], segmentation.numpy()[middle], labels, case)
+
+
+def _watch_forced(loader: Any, labels: np.ndarray) -> list[bool]:
+    """Whether each 3D patch holds foreground that nnU-Net's loader is told to take with it, as they are drawn."""
+    found: list[bool] = []
+    get_bbox = getattr(loader, "get_bbox", None)
+    if get_bbox is None:
+        return found
+
+    def watched(data_shape: Any, force_fg: bool, *args: Any, **kwargs: Any) -> Any:
+        lower, upper = get_bbox(data_shape, force_fg, *args, **kwargs)
+        if force_fg:
+            sides = zip(lower, upper, strict=True)  # what reaches the network is the middle
+            part = labels[tuple(slice(max(0, a + MARGIN // 2), max(0, b - MARGIN // 2)) for a, b in sides)]
+            found.append(bool(np.isin(part, (1, 2)).any()))
+        return lower, upper
+
+    loader.get_bbox = watched
+    return found
 
 
 def _image_shape(patch: tuple[int, ...]) -> tuple[int, ...]:

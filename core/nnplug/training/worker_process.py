@@ -122,10 +122,12 @@ def _record_cases(task: WorkerTask) -> None:
 
 
 def _fail(task: WorkerTask, error: BaseException) -> None:
-    if not isinstance(error, NnplugError):
+    is_mistake = isinstance(error, NnplugError)
+    if not is_mistake:
         traceback.print_exception(error)
+    kind = NnplugError.__name__ if is_mistake else type(error).__name__
     case = task.current_case.value.decode(errors="replace")
     message = " ".join(str(error).split())[:_MOST_REPORTED_CHARACTERS]
     with contextlib.suppress(OSError):
-        task.report.send((type(error).__name__, message, case))
+        task.report.send((kind, message, case))
     task.abort.set()
