@@ -58,13 +58,14 @@ def write_nuclei(folder: Path) -> None:
 
 
 def networks_losses_samplers() -> list[str]:
-    """Registered trainers that bring code of their own and are no other name for a trainer that does."""
+    """Registered trainers that bring code of their own or draw otherwise; no other names or shares of the same."""
     registry = get_registry()
     found = [STOCK]
     for name in registry.list_names():
         resolved = registry.resolve(name)
-        brings = {field: getattr(resolved.config, field) for field in ("network_builder", "loss_fn", "sampler")}
-        if any(value is not None for value in brings.values()) and resolved.origins:
+        fields = ("network_builder", "loss_fn", "sampler", "probabilistic_oversampling")
+        brings = any(getattr(resolved.config, field) is not None for field in fields)
+        if brings and resolved.origins and resolved.config.oversample_foreground_percent is None:
             is_other_name = all(origin.term != name for origin in resolved.origins.values())
             found += [] if is_other_name else [name]
     return found
