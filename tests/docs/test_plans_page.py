@@ -27,7 +27,7 @@ def test_every_command_of_the_page(
         for path in dataset.preprocessed_folder.glob("*.json"):
             shutil.copy(path, tmp_path / dataset.name)
     assert len(COMMANDS) >= 8
-    with environment({**tiny_prepared.env, "nnUNet_preprocessed": str(tmp_path)}):
+    with environment(**{**tiny_prepared.env, "nnUNet_preprocessed": str(tmp_path)}):
         for command in COMMANDS:
             assert main(shlex.split(command)[1:]) == 0, command + capsys.readouterr().err
 

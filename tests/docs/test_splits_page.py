@@ -22,7 +22,7 @@ def test_every_command_of_the_page(
     monkeypatch.chdir(tmp_path)
     Path("patients.csv").write_text("case,patient\n" + "".join(f"{name},{i // 2}\n" for i, name in enumerate(cases)))
     assert len(COMMANDS) == 2
-    with environment({**hippocampus_prepared.env, "nnUNet_preprocessed": str(tmp_path)}):
+    with environment(**{**hippocampus_prepared.env, "nnUNet_preprocessed": str(tmp_path)}):
         for command in COMMANDS:
             assert main(shlex.split(command)[1:]) == 0
     folder = tmp_path / hippocampus_prepared.name

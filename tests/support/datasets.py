@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
+from nnplug.datasets import environment
 
 DATA_FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 CONFIGURATIONS = ("3d_fullres", "2d")
@@ -87,23 +88,8 @@ class DatasetForTests:
     @contextlib.contextmanager
     def activated(self, **more: str) -> Iterator[DatasetForTests]:
         """Set the variables in this process for a ``with`` block; ``more`` adds to them or replaces some."""
-        with environment({**self.env, **more}):
+        with environment(**{**self.env, **more}):
             yield self
-
-
-@contextlib.contextmanager
-def environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables of this process for a ``with`` block."""
-    before = {key: os.environ.get(key) for key in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
 
 
 # --- preparing -------------------------------------------------------------------------------------------------------

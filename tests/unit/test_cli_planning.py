@@ -26,7 +26,7 @@ NUMBERS = {"-np": ["2"], "-npfp": ["2"], "-gpu_memory_target": ["11"], "-overwri
 @pytest.fixture(autouse=True)
 def variables_stay() -> Iterator[None]:
     """The commands set nnU-Net's variables for their process."""
-    with environment(dict.fromkeys(("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"), "")):
+    with environment(**dict.fromkeys(("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"), "")):
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             del os.environ[name]
         yield

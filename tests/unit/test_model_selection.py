@@ -35,7 +35,7 @@ def results(tmp_path: Path) -> Iterator[Path]:
         write_validated_model(folder(tmp_path / "results", trainer), FOLDS, noise)
     names = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
     variables = {variable: str(tmp_path / name) for variable, name in names.items()}
-    with environment(variables), _threads_for_processes():
+    with environment(**variables), _threads_for_processes():
         yield tmp_path / "results"
 
 

@@ -44,7 +44,7 @@ def folders(
     tmp_path: Path,
 ) -> Iterator[Folders]:
     made = Folders(tmp_path, hippocampus_prepared, tiny_prepared, ms_lesions_prepared)
-    with environment(made.env):
+    with environment(**made.env):
         yield made
 
 

@@ -125,7 +125,7 @@ def test_a_cache_that_can_not_be_made(made: MadeInventory, tmp_path: Path) -> No
 
 def raw_error(tmp_path: Path, dataset: str) -> str:
     with (
-        environment({"nnUNet_raw": str(tmp_path), "nnUNet_preprocessed": str(tmp_path / "preprocessed")}),
+        environment(nnUNet_raw=str(tmp_path), nnUNet_preprocessed=str(tmp_path / "preprocessed")),
         pytest.raises(NnplugError) as caught,
     ):
         find_raw_data(dataset)

@@ -30,7 +30,7 @@ def planned(hippocampus_prepared: DatasetForTests, tmp_path: Path) -> Iterator[P
     (folder / "nnUNetPlans_3d_fullres").mkdir()
     (folder / "nnUNetPlans_3d_fullres" / "case.b2nd").touch()
     variables = {"nnUNet_preprocessed": str(folder.parent), "nnUNet_results": str(tmp_path / "results")}
-    with environment({**hippocampus_prepared.env, **variables}):
+    with environment(**{**hippocampus_prepared.env, **variables}):
         yield folder
 
 

@@ -67,7 +67,7 @@ def planned(hippocampus_prepared: DatasetForTests, tmp_path: Path, installed: Pl
     folder.mkdir(parents=True)
     for path in hippocampus_prepared.preprocessed_folder.glob("*.json"):
         shutil.copy(path, folder)
-    with environment({**hippocampus_prepared.env, "nnUNet_preprocessed": str(folder.parent)}):
+    with environment(**{**hippocampus_prepared.env, "nnUNet_preprocessed": str(folder.parent)}):
         yield folder
 
 

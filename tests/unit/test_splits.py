@@ -57,7 +57,7 @@ class Lab:
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     variables = {"nnUNet_raw": "", "nnUNet_preprocessed": "", "nnUNet_results": str(tmp_path / "results")}
-    with environment(variables):
+    with environment(**variables):
         yield Lab(tmp_path)
 
 
@@ -73,7 +73,7 @@ def error_of(capsys: pytest.CaptureFixture[str], lab: Lab, command: str, *argume
 def test_without_wishes_they_are_nnunets_own(
     hippocampus_prepared: DatasetForTests, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with environment({**hippocampus_prepared.env, "nnUNet_preprocessed": str(tmp_path)}):
+    with environment(**{**hippocampus_prepared.env, "nnUNet_preprocessed": str(tmp_path)}):
         assert main(["splits", "make", "-d", "4"]) == 0
         assert main(["splits", "check", "-d", "4"]) == 0
     made = read_json(tmp_path / hippocampus_prepared.name / "splits_final.json")
@@ -226,7 +226,7 @@ def test_splits_of_the_raw_data_set(
     for path in hippocampus_prepared.raw_folder.iterdir():
         (raw / path.name).symlink_to(path)
     (raw / "splits_final.json").write_text("[]")
-    with environment({"nnUNet_raw": str(raw.parent), "nnUNet_preprocessed": str(tmp_path / "preprocessed")}):
+    with environment(nnUNet_raw=str(raw.parent), nnUNet_preprocessed=str(tmp_path / "preprocessed")):
         assert main(["splits", "make", "-d", "4"]) == 2
     assert capsys.readouterr().err == (
         f"nnplug: error: {raw / 'splits_final.json'}: the raw data set brings splits of its own, on which nnU-Net's "

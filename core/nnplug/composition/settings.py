@@ -22,7 +22,10 @@ _DECIDED = {
     "lr_scheduler": {"initial_lr": "initial_lr", "num_epochs": "num_epochs"},
     "network_builder": {"deep_supervision": "enable_deep_supervision", "patch_size": "patch_size"},
     "training_transforms": {"mirror_axes": "mirror_axes", "patch_size": "patch_size"},
-    "sampler": {name: name for name in ("oversample_foreground_percent", "probabilistic_oversampling")},
+    "sampler": {
+        "oversample_foreground_percent": "oversample_foreground_percent",
+        "probabilistic_oversampling": "probabilistic_oversampling",
+    },
 }
 # Arguments that no field decides but the run.
 _OF_THE_RUN = {

@@ -204,16 +204,21 @@ def _bases(file: Path, module: str, name: str, folder: Path | None) -> Iterator[
         base_name = base.id if isinstance(base, ast.Name) else base.attr if isinstance(base, ast.Attribute) else ""
         origin, origin_name = _imports(file, module).get(base_name, (module, base_name))
         origin_file = file if origin == module else _module_file(origin, folder)
-        for _ in range(_MAX_REEXPORTS):
-            if origin_file is None or origin_name in _classes(origin_file):
-                break
-            again = _imports(origin_file, origin).get(origin_name)
-            if again is None:
-                break
-            origin, origin_name = again
-            origin_file = _module_file(origin, folder)
-        if origin_file is not None:
-            yield origin_file, origin, origin_name
+        found = _followed(origin_file, origin, origin_name, folder, _MAX_REEXPORTS)
+        if found is not None:
+            yield found
+
+
+def _followed(
+    file: Path | None, module: str, name: str, folder: Path | None, steps: int
+) -> tuple[Path, str, str] | None:
+    """Where a class is defined that a module may only pass on; None where the source can not be found."""
+    if file is None:
+        return None
+    again = None if name in _classes(file) else _imports(file, module).get(name)
+    if again is None or steps == 0:
+        return file, module, name
+    return _followed(_module_file(again[0], folder), *again, folder, steps - 1)
 
 
 def _is_trainer(file: Path, module: str, name: str, folder: Path | None) -> bool:

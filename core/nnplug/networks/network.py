@@ -36,9 +36,9 @@ from nnplug.errors import NnplugError
 from nnplug.networks.replica import is_about_meta
 
 Size = tuple[int, ...]
-_LARGEST_TRIED = 128**3  # voxels; a network that looks at values is tried with memory
 BuildNetwork = Callable[[Size, bool], nn.Module]
 
+_LARGEST_TRIED = 128**3  # voxels; a network that looks at values is tried with memory
 _GIVEN = ("input_channels", "num_classes", "deep_supervision", "patch_size")  # to a builder, by nnU-Net and nnplug
 
 

@@ -195,7 +195,7 @@ def autocast(subject: Subject) -> None:
 
 
 def first_output(subject: Subject) -> str | None:
-    """Whether in evaluation mode the output without deep supervision is the first of those with it is told."""
+    """In evaluation mode the output without deep supervision is the first of those with it; else a remark tells so."""
     with torch.no_grad():
         trained = as_list(subject.prepared_network(training=False)(subject.images()))[0]
         predicted = subject.prepared_network(training=False, deep_supervision=False)(subject.images())
