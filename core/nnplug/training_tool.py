@@ -111,8 +111,9 @@ def nnunet_training(
         ``status`` (``completed``), ``model_path``, ``dataset_id``, ``dataset``, ``configuration``, ``fold`` (number, or
         list of them), ``metrics`` (``dice``, ``iou``, ``validation_loss``; means over the folds), ``per_class`` (the
         same by label), ``folds`` (the result of each, as of `train`), ``trainer``, ``plans``, ``checkpoint``,
-        ``seconds``, ``predict_command``, ``stock_prediction_obstacle``, ``trust_code``, ``previous_stage`` (of a
-        cascade: the result of its first stage, else None), ``progress_error`` (what the callback raised, else None).
+        ``seconds``, ``predict_command``, ``stock_prediction_obstacle``, ``stock_prediction_needs``, ``trust_code``,
+        ``previous_stage`` (of a cascade: the result of its first stage, else None), ``progress_error`` (what the
+        callback raised, else None).
         Where something went wrong and ``raise_errors`` is False: ``status`` (``error``, or ``interrupted`` where a
         signal stopped it and it can be continued) and ``message``.
 

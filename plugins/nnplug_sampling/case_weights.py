@@ -32,12 +32,11 @@ def read_weights(folder: Path, file_name: str) -> dict[str, float]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin a CSV with a byte order mark
     except FileNotFoundError:
-        raise NnplugError(
-            f'{path} is missing. Write it: {{"CASE": 2, "OTHER": 0.5}} with a weight for every training case.'
-        ) from None
+        example = "the lines case,weight and CASE,2" if _is_csv(path) else '{"CASE": 2, "OTHER": 0.5}'
+        raise NnplugError(f"{path} is missing. Write it: {example} with a weight for every training case.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise NnplugError(f"{path} can not be read: {error}.") from None
-    rows = _csv_rows(text, path) if path.suffix.lower() == ".csv" else _json_rows(text, path)
+    rows = _csv_rows(text, path) if _is_csv(path) else _json_rows(text, path)
     weights: dict[str, float] = {}
     for case, weight in rows:
         if case in weights:
@@ -52,7 +51,7 @@ def write_weights(folder: Path, file_name: str, weights: Mapping[str, float]) ->
     """Write a file that :func:`read_weights` reads; it is the old or the new one, whole, whenever the process ends."""
     path = folder / file_name
     lines = ["case,weight", *(f"{case},{weight}" for case, weight in weights.items())]
-    text = "\n".join(lines) if path.suffix.lower() == ".csv" else json.dumps(weights)
+    text = "\n".join(lines) if _is_csv(path) else json.dumps(weights)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -110,6 +109,10 @@ def keep_with_fold(run: TrainingRun, file_name: str) -> None:
                 f"Restore {file_name}, or start anew with --restart."
             )
     write_weights(run.output_folder, _RECORD_NAME, weights)
+
+
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() == ".csv"
 
 
 def _json_rows(text: str, path: Path) -> list[tuple[str, Any]]:

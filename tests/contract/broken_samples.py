@@ -377,6 +377,16 @@ class ForgetsSomeForeground(nnUNetDataLoader):
         return super().get_bbox(data_shape, force_fg and np.random.random() < 0.7, *args, **kwargs)
 
 
+class PrefersTheMiddle(nnUNetDataLoader):
+    """Also where foreground was forced."""
+
+    def get_bbox(self, data_shape: Any, *args: Any, **kwargs: Any) -> Any:
+        if np.random.random() < 0.7:
+            return super().get_bbox(data_shape, *args, **kwargs)
+        lower = [(side - of_patch) // 2 for side, of_patch in zip(data_shape, self.patch_size, strict=True)]
+        return lower, [a + of_patch for a, of_patch in zip(lower, self.patch_size, strict=True)]
+
+
 class OneCase(nnUNetDataLoader):
     def get_indices(self) -> list[str]:
         return [self.indices[0]] * self.batch_size

@@ -174,7 +174,10 @@ def test_batch_size_wins_over_a_class_that_overwrites_the_plan(make_trainer: Mak
             {"network_builder": samples.build_a_number},
             r"The network of '.+' is no network but int: its builder must return a torch\.nn\.Module\.",
         ),
-        ({"network_builder": samples.build_raises}, r"fails on a patch of 24x28x24: width must be even"),
+        (
+            {"network_builder": samples.build_raises},
+            r"fails on a patch of 24x28x24: width must be even \(/.*\.py:[0-9]+\)",
+        ),
         ({"network_builder": samples.build_without_flag}, r"must accept 'deep_supervision' \(or \*\*kwargs\)"),
         ({"network_builder": lambda **_: None}, r"it is a lambda. Write a function"),
         (

@@ -42,6 +42,7 @@ def model(site: VirtualEnvironment, acme: Path, tiny_dataset: DatasetForTests) -
     result = json.loads(done.stdout)
     assert result["status"] == "completed"
     assert result["stock_prediction_obstacle"] is None
+    assert result["stock_prediction_needs"] == ["nnplug-acme"]
     return Path(result["model_path"])
 
 

@@ -65,6 +65,14 @@ def test_a_training_goes_on_with_the_same_weights_only(sparse: DatasetForTests, 
         "was trained with other case weights: concrete_0 had 0.0 and has 5.0 now. "
         "Restore case_weights.json, or start anew with --restart.\n"
     )
+    write_weights(sparse, dict.fromkeys(kept, 0))
+    refused = train(sparse, tmp_path, f"{BOTH}+da5", "--restart", check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("every training case of this fold has the weight 0. Give one of them more.\n")
+    assert "set aside" not in refused.stdout
+    assert (fold / "checkpoint_latest.pth").exists()
+    assert json.loads((fold / "case_weights.json").read_text()) == kept
+    assert not list(fold.parent.glob("replaced_*"))
 
 
 @pytest.mark.parametrize(("configuration", "patch_size"), [("3d_fullres", (8, 9, 10)), ("2d", (9, 12))])

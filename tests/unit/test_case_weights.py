@@ -92,6 +92,8 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         f"{tmp_path / 'w.json'} is missing. "
         'Write it: {"CASE": 2, "OTHER": 0.5} with a weight for every training case.'
     )
+    with pytest.raises(NnplugError, match=r"w\.csv is missing\. Write it: the lines case,weight and CASE,2 with a "):
+        read_weights(tmp_path, "w.csv")
     for name in ("../w.json", "/tmp/w.json", "", 3):
         with pytest.raises(NnplugError) as error:
             read_weights(tmp_path, name)  # type: ignore[arg-type]

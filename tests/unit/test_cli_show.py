@@ -125,7 +125,8 @@ def sources(nets: PluginSite) -> Path:
 def test_what_else_can_be_set(sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "net+blob+network_builder.width=4"]) == 0
     assert (
-        "\n\nMore settings with their defaults, set as in +FIELD.SETTING=VALUE:\n  network_builder: act='relu'\n\n"
+        "\n\nMore settings with their defaults, set as in +FIELD.SETTING=VALUE:\n"
+        "  network_builder (what the plan sets comes before these): act='relu'\n\n"
     ) in capsys.readouterr().out
     assert main(["show", "net", "--json"]) == 0
     fields = json.loads(capsys.readouterr().out)["fields"]

@@ -57,3 +57,13 @@ def test_the_end_says_why_stock_can_not_predict(
     *_, obstacle, command = capfd.readouterr().out.splitlines()
     assert obstacle == f"Stock nnU-Net can not predict with this model: {reason}."
     assert command.startswith("Predict with: nnplug predict -i INPUT -o OUTPUT -d Dataset901_Tiny -c 3d_fullres -f 0")
+
+
+def test_the_end_says_what_stock_needs_to_predict(
+    tiny_dataset: DatasetForTests, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, extends="'kiunet_minimal'")
+    assert run_train(tiny_dataset, recipe) == 0
+    *_, needs, command = capfd.readouterr().out.splitlines()
+    assert needs == "Stock nnU-Net can predict with this model where nnplug is installed."
+    assert command.startswith("Predict with: nnUNetv2_predict ")

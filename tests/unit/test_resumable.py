@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import which
 from typing import Any
+from unittest.mock import Mock
 
 import nnplug
 import numpy as np
@@ -21,6 +22,7 @@ from nnplug import NnplugError
 from nnplug.models.checkpoint import load, save
 from nnplug.processes.interrupts import TrainingInterrupted
 from nnplug.training.checkpointing import CheckpointingTrainer
+from nnplug.training.data_seams import DataSeams
 from nnplug.training.trainer import build_trainer_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from support.datasets import DatasetForTests
@@ -182,6 +184,11 @@ def test_a_restart_that_is_refused_late_leaves_the_training_where_it_is(
     for mode in ("restart", "continue_training"):
         with pytest.raises(NnplugError, match="nnplug_csv_enabled is 'perhaps'"):
             train_here(tiny_dataset, small_config(), **{mode: True})
+    monkeypatch.delenv("nnplug_csv_enabled")
+    for error in (NnplugError, ValueError, KeyboardInterrupt):  # of a sampler, and of a user who has seen enough
+        monkeypatch.setattr(DataSeams, "get_dataloaders", Mock(side_effect=error("no")))
+        with pytest.raises(error):
+            train_here(tiny_dataset, small_config(), restart=True)
 
     assert sorted(path.name for path in fold.iterdir() if not path.name.startswith("training_log_")) == before
     assert not list(fold.parent.glob("replaced_*"))

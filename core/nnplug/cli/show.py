@@ -114,7 +114,8 @@ def _print(report: dict[str, Any], with_unset: bool) -> None:
     if more:
         print("\nMore settings with their defaults, set as in +FIELD.SETTING=VALUE:")
     for key, settings in more.items():
-        print(f"  {key}: {', '.join(f'{name}={default}' for name, default in settings.items())}")
+        of_plan = " (what the plan sets comes before these)" if key == "network_builder" else ""
+        print(f"  {key}{of_plan}: {', '.join(f'{name}={default}' for name, default in settings.items())}")
     for key, row in report["fields"].items():
         if row.get("unnamed_settings"):
             print(f"\n{key} has no parameter {', '.join(row['unnamed_settings'])}: its **kwargs take any. Misspelt?")

@@ -24,6 +24,7 @@ def fold_result(
     validation_loss: float | None,
     obstacle: str | None,
     seconds: float,
+    needs: Sequence[str] = (),
     trust_code: bool = False,
 ) -> dict[str, Any]:
     """The result of a fold, with the metrics from ``validation/summary.json`` as nnU-Net wrote it.
@@ -33,7 +34,8 @@ def fold_result(
         ``metrics``: ``dice`` and ``iou`` (foreground mean over the validation cases, 0 to 1), ``validation_loss`` (of
         the last epoch before the checkpoint). ``per_class``: the same for each label or region.
         ``seconds``: wall time of this call. ``stock_prediction_obstacle``: why stock nnU-Net can not predict with the
-        model, None where it can. ``trust_code``: its code was trusted with ``--trust-code``.
+        model, None where it can. ``stock_prediction_needs``: packages that have to be installed for that, beside
+        nnU-Net. ``trust_code``: its code was trusted with ``--trust-code``.
     """
     model = fold_folder.parent
     _, plans, configuration = model.name.split("__")
@@ -58,6 +60,7 @@ def fold_result(
         "seconds": round(seconds, 1),
         "predict_command": None,
         "stock_prediction_obstacle": obstacle,
+        "stock_prediction_needs": list(needs),
         "trust_code": trust_code,
     }
     return {**result, "predict_command": _predict_command(result, [fold])}

@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import json
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -23,10 +24,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch as replaced
 
+import nnunetv2
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+import nnplug
 from nnplug.composition.checks import did_you_mean
 from nnplug.composition.component import Component
 from nnplug.composition.references import import_string, load
@@ -264,7 +267,8 @@ def dry_run(
         proposal = _fitting_patch(attempt, patch_size)
         reason = _first_line(error)
         if proposal is None:
-            raise NnplugError(f"The network of '{trainer}' fails on a patch of {text}: {reason}") from error
+            place = _place(error)
+            raise NnplugError(f"The network of '{trainer}' fails on a patch of {text}: {reason}{place}") from error
         fits = "x".join(map(str, proposal))
         raise PatchRefusedError(
             f"The network of '{trainer}' can not take a patch of {text} ({reason}). "
@@ -356,6 +360,14 @@ def _fitting_patch(attempt: Callable[[Size], NetworkOutputs], patch: Size) -> Si
 def _first_line(error: BaseException) -> str:
     line = str(error).strip().split("\n")[0][:200] or type(error).__name__
     return line if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: {line}"
+
+
+def _place(error: BaseException) -> str:
+    """Where the author's code met the error, for the end of a message; empty where it was a library's alone."""
+    libraries = [module.__path__[0] for module in (torch, nnunetv2, nnplug)]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if not any(Path(one.filename).is_relative_to(folder) for folder in libraries)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 # --- deep supervision ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from nnplug.testing.made_up_data import IGNORE_LABEL
 from nnplug.testing.plan_cases import CASES
 from nnplug.testing.subject import Subject
 
-#: An image's side relative to the patch's, so that a patch drawn anywhere rarely holds the objects in the middle.
+#: An image's side relative to the patch's, so that a patch drawn anywhere, or in the middle, rarely holds the objects.
 IMAGE_FACTOR = 3
 #: What a voxel's number is divided by for its two channels: float32 holds every integer up to 2^24 only.
 _RADIX = 2**20
@@ -60,7 +60,7 @@ def _loader(subject: Subject) -> tuple[Any, np.ndarray]:
 
 def _draw(subject: Subject, number: int) -> Iterator[Draw]:
     loader, labels = _loader(subject)
-    subject.kept["forced"] = _watch_forced(loader, labels) if len(subject.patch) == 3 else []
+    subject.kept["forced"] = _watch_forced(loader, labels, len(subject.patch))
     middle = tuple(slice(MARGIN // 2, -MARGIN // 2) for _ in subject.patch)
     for _ in range(-(-number // subject.trainer.batch_size)):
         batch = next(loader)
@@ -70,9 +70,13 @@ def _draw(subject: Subject, number: int) -> Iterator[Draw]:
             yield Draw(one[middle], segmentation.numpy()[middle], labels, case)
 
 
-def _watch_forced(loader: Any, labels: np.ndarray) -> list[bool]:
-    """Whether each 3D patch holds foreground that nnU-Net's loader is told to take with it, as they are drawn."""
+def _watch_forced(loader: Any, labels: np.ndarray, dims: int) -> list[bool]:
+    """Whether each patch holds foreground that nnU-Net's loader is told to take with it, as they are drawn.
+
+    In 2D these are boxes of one slice, (1, H, W).
+    """
     found: list[bool] = []
+    margins = [0] * (3 - dims) + [MARGIN // 2] * dims
     get_bbox = getattr(loader, "get_bbox", None)
     if get_bbox is None:
         return found
@@ -80,8 +84,8 @@ def _watch_forced(loader: Any, labels: np.ndarray) -> list[bool]:
     def watched(data_shape: Any, force_fg: bool, *args: Any, **kwargs: Any) -> Any:
         lower, upper = get_bbox(data_shape, force_fg, *args, **kwargs)
         if force_fg:
-            sides = zip(lower, upper, strict=True)  # what reaches the network is the middle
-            part = labels[tuple(slice(max(0, a + MARGIN // 2), max(0, b - MARGIN // 2)) for a, b in sides)]
+            sides = zip(lower, upper, margins, strict=True)  # what reaches the network is the middle
+            part = labels[tuple(slice(max(0, a + margin), max(0, b - margin)) for a, b, margin in sides)]
             found.append(bool(np.isin(part, (1, 2)).any()))
         return lower, upper
 
@@ -113,13 +117,13 @@ def _write_cases(subject: Subject, folder: Path, shape: tuple[int, ...]) -> np.n
 
 @cache
 def _labels(shape: tuple[int, ...], has_ignore_label: bool) -> np.ndarray:
-    """Two small objects in the middle; with an ignore label only they and a few voxels beside them are annotated."""
-    middle = [side // 2 for side in shape]
+    """Two small objects a quarter in; with an ignore label only they and a few voxels beside them are annotated."""
+    corner = [side // 4 for side in shape]
     labels = np.full(shape, IGNORE_LABEL if has_ignore_label else 0, np.int8)
     if has_ignore_label:
-        labels[tuple(slice(m - 4, m + 6) for m in middle)] = 0
-    labels[tuple(slice(m, m + 2) for m in middle)] = 1
-    labels[tuple(slice(m + 3, m + 5) for m in middle)] = 2
+        labels[tuple(slice(max(0, c - 4), c + 6) for c in corner)] = 0
+    labels[tuple(slice(c, c + 2) for c in corner)] = 1
+    labels[tuple(slice(c + 3, c + 5) for c in corner)] = 2
     return labels
 
 

@@ -102,7 +102,8 @@ def foreground_share(subject: Subject) -> str:
     if not all(held):
         found = f"none in {1 - np.mean(held):.0%} of {len(held)}"
         raise CheckFailed("foreground in every patch that is drawn with force_fg=True", found, subject.where("sampler"))
-    return f"{share:.0%} of {len(has_foreground)} patches hold foreground, {forced:.0%} must"
+    and_all = f", and all {len(held)} that are forced to" if held else ""
+    return f"{share:.0%} of {len(has_foreground)} patches hold foreground{and_all}"
 
 
 def several_cases(subject: Subject) -> None:

@@ -170,6 +170,11 @@ def fold_lock(fold_folder: Path) -> Iterator[None]:
             _remove_empty(fold_folder.parent, fold_folder.parent.parent)
 
 
+def has_begun(fold_folder: Path) -> bool:
+    """Whether a training has taken the folder for its own: everything is made, the first step is next."""
+    return (fold_folder / FOLD_RECORD_NAME).exists()
+
+
 @contextmanager
 def nothing_left_of_a_refusal(fold_folder: Path) -> Iterator[None]:
     """Remove a new ``fold_folder`` again where a NnplugError ends the training in it before it begins."""
@@ -177,7 +182,7 @@ def nothing_left_of_a_refusal(fold_folder: Path) -> Iterator[None]:
     try:
         yield
     except NnplugError:
-        if is_new and not (fold_folder / FOLD_RECORD_NAME).exists():
+        if is_new and not has_begun(fold_folder):
             shutil.rmtree(fold_folder, ignore_errors=True)
         raise
 

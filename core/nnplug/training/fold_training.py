@@ -17,7 +17,7 @@ import joblib
 import torch
 from torch import distributed as dist
 
-from nnplug.composition.portability import stock_prediction_obstacle
+from nnplug.composition.portability import needed_packages, stock_prediction_obstacle
 from nnplug.composition.resolved import ResolvedConfig
 from nnplug.errors import NnplugError
 from nnplug.models.checkpoint import find_resumable, load
@@ -123,13 +123,13 @@ def _run(job: FoldJob) -> None:
         if _is_finished(trainer, job):
             return
         _check_existing(replace(job, keep_finished=False))
+    is_told = job.mode != "validate" and trainer.local_rank == 0
     with _set_aside(trainer, job):
         if job.mode != "validate":
             trainer.announce_start(is_resumed=job.mode == "continue" and bool(_checkpoints(job.fold_folder)))
         finished = _load(trainer, job)
-    is_told = job.mode != "validate" and trainer.local_rank == 0
-    if not finished:
-        trainer.run_training()
+        if not finished:
+            trainer.run_training()
     if job.validate_best and job.mode != "validate":
         if trainer.is_ddp:
             dist.barrier()  # the first process may still be writing it
@@ -177,6 +177,7 @@ def _keep_result(trainer: Any, job: FoldJob, seconds: float) -> dict[str, Any]:
         checkpoint=validated if (job.fold_folder / validated).exists() else None,
         validation_loss=losses[-1] if losses else None,
         obstacle=stock_prediction_obstacle(trainer.resolved, trainer.configuration_manager.preprocessor_name),
+        needs=needed_packages(trainer.resolved),
         seconds=seconds,
         trust_code=trainer.resolved.trust_code,
     )
@@ -198,25 +199,22 @@ def _make_trainer(job: FoldJob, device: torch.device) -> Any:
 
 @contextmanager
 def _set_aside(trainer: Any, job: FoldJob) -> Iterator[None]:
-    """``--restart`` moves an earlier training away, and back if the new one is refused before it begins."""
+    """``--restart`` moves an earlier training away, and back if the new one ends before it begins, for any reason."""
     if job.mode != "restart":
         yield
         return
     trainer.initialize()
-    kept = None
     if trainer.local_rank == 0 and _checkpoints(job.fold_folder):
-        kept = fold_folder.set_aside(job.fold_folder)
+        trainer.earlier_training = fold_folder.set_aside(job.fold_folder)
         job.fold_folder.mkdir()
-    try:
-        yield
-    except NnplugError:
-        if kept is not None:
-            fold_folder.put_back(kept, job.fold_folder)
-        raise
-    if kept is not None:
-        print(f"nnplug: the earlier training was set aside in {kept}")
     if trainer.is_ddp:
         dist.barrier()
+    try:
+        yield
+    except BaseException:
+        if trainer.earlier_training is not None and not fold_folder.has_begun(job.fold_folder):
+            fold_folder.put_back(trainer.earlier_training, job.fold_folder)
+        raise
 
 
 def _load(trainer: Any, job: FoldJob) -> bool:

@@ -47,6 +47,8 @@ class ResumableTrainer(CheckpointingTrainer):
     """The bookkeeping half of a trainer made by :func:`nnplug.training.trainer.build_trainer_class`."""
 
     pretrained_weights: Path | None = None
+    #: where a training is that this one takes the place of
+    earlier_training: Path | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._is_quiet = False
@@ -84,6 +86,8 @@ class ResumableTrainer(CheckpointingTrainer):
         if self.local_rank == 0:
             model_folder.claim(Path(self.output_folder_base), self.manifest)
             fold_folder.claim_fold(Path(self.output_folder), self.fold_record())
+            if self.earlier_training is not None:
+                print(f"nnplug: the earlier training was set aside in {self.earlier_training}")
             fingerprint = Path(self.preprocessed_dataset_folder_base, "dataset_fingerprint.json")
             keep_file(Path(self.output_folder_base, fingerprint.name), fingerprint.read_bytes())
         if self.is_ddp:

@@ -76,7 +76,7 @@ def train(
         One result a fold: ``status``, ``model_path``, ``dataset_id``, ``dataset``, ``configuration``, ``fold``,
         ``trainer``, ``plans``, ``checkpoint`` (the validated one), ``metrics`` (``dice`` and ``iou``, 0 to 1, higher is
         better; ``validation_loss``), ``per_class``, ``seconds``, ``predict_command``, ``stock_prediction_obstacle``,
-        ``trust_code``.
+        ``stock_prediction_needs``, ``trust_code``.
 
     Raises:
         NnplugError: a user's mistake; nothing was trained for the fold it names.
