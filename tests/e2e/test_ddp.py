@@ -16,7 +16,7 @@ from support.datasets import DatasetForTests
 from support.small_trainings import write_recipe
 
 
-def test_two_processes_stop_at_the_same_step_and_go_on_from_there(
+def test_two_processes_stop_at_the_same_step_go_on_from_there_and_restart(
     tiny_dataset: DatasetForTests, tmp_path: Path
 ) -> None:
     recipe = write_recipe(tmp_path, num_epochs=2, num_iterations_per_epoch=20)
@@ -51,3 +51,13 @@ def test_two_processes_stop_at_the_same_step_and_go_on_from_there(
     assert final["current_epoch"] == 2
     assert {len(series) for series in final["logging"].values()} == {2}
     assert "Continuing from checkpoint_latest.pth at epoch 1" in (fold / "training_log.txt").read_text()
+
+    no_csv = {**tiny_dataset.env, "nnplug_csv_enabled": "perhaps"}
+    refused = run_nnplug(*arguments, "--restart", env=no_csv, check=False)  # by the first process alone
+    assert refused.returncode == 2
+    assert "nnplug: error: The environment variable nnplug_csv_enabled is 'perhaps'." in refused.stderr
+    assert (fold / "checkpoint_final.pth").exists()
+    assert not list(fold.parent.glob("replaced_*"))
+    assert json.loads(run_nnplug(*arguments, "--restart", env=tiny_dataset.env).stdout)["status"] == "completed"
+    (kept,) = fold.parent.glob("replaced_*")
+    assert (kept / "checkpoint_final.pth").exists()
