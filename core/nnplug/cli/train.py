@@ -113,8 +113,8 @@ def _print(result: Mapping[str, Any], files: Sequence[Path]) -> None:
     print(f"All of it: {', '.join(map(str, files))}")
     if result["stock_prediction_obstacle"]:
         print(f"Stock nnU-Net can not predict with this model: {result['stock_prediction_obstacle']}.")
-    elif needs := result.get("stock_prediction_needs"):  # a fold of an older nnplug has none
-        print(f"Stock nnU-Net can predict with this model where {' and '.join(needs)} is installed.")
+    elif result["stock_prediction_needs"]:
+        print(f"Stock nnU-Net can predict with this model where {result['stock_prediction_needs'][0]} is installed.")
     if result["predict_command"]:
         print(f"Predict with: {result['predict_command']}")
 

@@ -208,7 +208,8 @@ def set_aside(fold_folder: Path) -> Path | None:
 
 def put_back(kept: Path, fold_folder: Path) -> None:
     """Undo ``set_aside``; what a training that was refused has written in its place goes."""
-    shutil.rmtree(fold_folder)
+    if fold_folder.exists():
+        shutil.rmtree(fold_folder)
     kept.rename(fold_folder)
 
 

@@ -204,12 +204,12 @@ def _set_aside(trainer: Any, job: FoldJob) -> Iterator[None]:
         yield
         return
     trainer.initialize()
-    if trainer.local_rank == 0 and _checkpoints(job.fold_folder):
-        trainer.earlier_training = fold_folder.set_aside(job.fold_folder)
-        job.fold_folder.mkdir()
-    if trainer.is_ddp:
-        dist.barrier()
     try:
+        if trainer.local_rank == 0 and _checkpoints(job.fold_folder):
+            trainer.earlier_training = fold_folder.set_aside(job.fold_folder)
+            job.fold_folder.mkdir()
+        if trainer.is_ddp:
+            dist.barrier()
         yield
     except BaseException:
         if trainer.earlier_training is not None and not fold_folder.has_begun(job.fold_folder):
